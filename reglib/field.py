@@ -338,21 +338,23 @@ def resize_ddf(ddf: Float[Tensor, "b d *s"], shape: Sequence[int]) -> Float[Tens
     return filters.resize(ddf, shape) * scale
 
 
-def affine_ddf(matrix: Float[Tensor, "m m"], grid: Grid) -> Float[Tensor, "1 d *s"]:
+def affine_ddf(
+    matrix: Float[Tensor, "m m"], grid: Grid, *, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "1 d *s"]:
     """The ddf of a world matrix `moving_from_fixed`:  u[p] = voxel(M world(p)) - p, in voxels of `grid`.
 
-    The result has the matrix's dtype and device, and its gradient.
+    Differentiable in the matrix, which is combined with the grid's in its own precision (use float64).
     """
     d = grid.dim
     if matrix.shape != (d + 1, d + 1):
         raise ValueError(f"matrix must be ({d + 1}, {d + 1}) for a {d}-D grid; got {tuple(matrix.shape)}.")
     voxel, world = grid.voxel_from_world.to(matrix), grid.world_from_voxel.to(matrix)
-    moves = voxel @ matrix @ world - torch.eye(d + 1).to(matrix)
+    moves = (voxel @ matrix @ world - torch.eye(d + 1).to(matrix)).to(dtype)
     rows = []
     for k in range(d):
         row = moves[k, -1].expand(grid.shape)
         for j, n in enumerate(grid.shape):
-            line = moves[k, j] * torch.arange(n).to(matrix)
+            line = moves[k, j] * torch.arange(n).to(moves)
             row = row + line.reshape([-1 if i == j else 1 for i in range(d)])
         rows.append(row)
     return torch.stack(rows).unsqueeze(0)

@@ -1,0 +1,283 @@
+"""Pairwise registration by optimization, coarse to fine, for every transform and every differentiable objective."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field as dataclass_field
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from . import field, filters
+from .grid import Axes, Grid, apply_affine, require_on_grid
+from .transforms import Dense, Transform
+
+Loss = Callable[..., Tensor]
+SMALLEST_LEVEL = 8  # voxels along an axis that a level never goes below
+
+
+@dataclass(frozen=True)
+class Options:
+    """How `register` descends; the defaults serve brains and prostates alike.
+
+    Args:
+        lr: how far one step may move the image, in voxels of the level, for linear and dense models alike.
+        gradient_sigma: the gradient of a dense field is smoothed by this many voxels before each step.
+        tolerance: a level ends when `patience` steps lowered the loss by less than this share of it.
+        progress: show a progress bar with the terms of the objective.
+    """
+
+    lr: float = 0.2
+    gradient_sigma: float = 1.5
+    tolerance: float = 1e-4
+    patience: int = 10
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What `register` found.
+
+    Attributes:
+        transform: the fitted model on the fixed grid.
+        ddf: (1, d, *fixed) voxels of the fixed grid.
+        warped: (1, c, *fixed), the moving image under the map; 0 outside its field of view.
+        history: one record a step: level, step, loss, similarity, regularizer (unweighted).
+    """
+
+    transform: Transform
+    ddf: Tensor
+    warped: Tensor
+    history: list[dict[str, float]] = dataclass_field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Everything one level needs, made once."""
+
+    factor: float
+    grid: Grid
+    fixed: Tensor
+    moving: Tensor
+    moving_grid: Grid
+    fixed_mask: Tensor | None
+    moving_mask: Tensor | None
+
+
+def register(
+    fixed: Float[Tensor, "1 c *s"],
+    moving: Float[Tensor, "1 c *t"],
+    transform: Transform,
+    *,
+    similarity: Loss,
+    regularizer: Loss | None = None,
+    weight: float = 1.0,
+    levels: Sequence[float] = (4, 2, 1),
+    steps: Sequence[int] = (100, 50, 20),
+    moving_grid: Grid | None = None,
+    fixed_mask: Shaped[Tensor, "1 1 *s"] | None = None,
+    moving_mask: Shaped[Tensor, "1 1 *t"] | None = None,
+    options: Options = Options(),  # noqa: B008  (frozen)
+) -> Registration:
+    """Bend `moving` onto `fixed`: minimize  similarity(warped, fixed) + weight * regularizer(field).
+
+    Args:
+        fixed: on `transform.grid`.   moving: on `moving_grid`, or on the same grid.
+        transform: the model to fit; it is not changed, the fitted copy is in the result.
+        similarity: called as (warped, fixed), with `mask=` (b, 1, *s) where masks or the field of view cut.
+        regularizer: called as (field, spacing=mm) for each of `transform.deformations()`.
+        levels: factors by which the grid is coarsened, in order; coarse levels find large motion at small cost.
+        steps: the most steps of each level.
+        fixed_mask, moving_mask: where to compare, values 0 to 1; both must hold for a voxel to count.
+
+    Raises: ValueError or GridMismatchError before any work for bad input; FloatingPointError if the loss diverges.
+    """
+    moving_grid = moving_grid or transform.grid
+    _check_inputs(fixed, moving, transform, moving_grid, fixed_mask, moving_mask)
+    if len(levels) != len(steps) or not levels:
+        raise ValueError(f"levels and steps must be of one length; got {tuple(levels)} and {tuple(steps)}.")
+    history: list[dict[str, float]] = []
+    current = transform.to(fixed.device)
+    with tqdm(total=sum(steps), desc="register", disable=not options.progress, leave=False) as bar:
+        for factor, count in zip(levels, steps, strict=True):
+            level = _prepare(factor, transform.grid, fixed, moving, moving_grid, fixed_mask, moving_mask)
+            current = current.at(level.grid)
+            history += _descend(current, level, count, similarity, regularizer, weight, options, bar)
+    fitted = current.at(transform.grid)
+    with torch.no_grad():
+        ddf = fitted.ddf()
+        grids = {"moving_grid": moving_grid, "fixed_grid": transform.grid}
+        warped = field.warp(moving, ddf, padding="zeros", **grids)
+    return Registration(fitted, ddf, warped, history)
+
+
+def _prepare(
+    factor: float,
+    grid: Grid,
+    fixed: Tensor,
+    moving: Tensor,
+    moving_grid: Grid,
+    fixed_mask: Tensor | None,
+    moving_mask: Tensor | None,
+) -> _Level:
+    """Both images and masks at one level: the moving image as coarse as the fixed one, on its own axes."""
+    fixed_level = grid.downsample(factor, min_size=SMALLEST_LEVEL)
+    coarsest = max(fixed_level.spacing) if factor > 1 else 0.0
+    ratios = [max(1.0, coarsest / s) for s in moving_grid.spacing]
+    same = moving_grid == grid
+    moving_level = fixed_level if same else moving_grid.downsample(ratios, min_size=SMALLEST_LEVEL)
+
+    def shrink(image: Tensor | None, to: Grid) -> Tensor | None:
+        if image is None or tuple(image.shape[2:]) == to.shape:
+            return image
+        return filters.downsample(image.to(fixed.dtype), to.shape)
+
+    small_fixed, small_moving = shrink(fixed, fixed_level), shrink(moving, moving_level)
+    assert small_fixed is not None and small_moving is not None
+    masks = shrink(fixed_mask, fixed_level), shrink(moving_mask, moving_level)
+    return _Level(factor, fixed_level, small_fixed, small_moving, moving_level, *masks)
+
+
+def _descend(
+    transform: Transform,
+    level: _Level,
+    count: int,
+    similarity: Loss,
+    regularizer: Loss | None,
+    weight: float,
+    options: Options,
+    bar: tqdm,
+) -> list[dict[str, float]]:
+    """Optimize `transform` in place on one level; returns its history."""
+    history: list[dict[str, float]] = []
+    optimizer = torch.optim.Adam(transform.parameter_groups(options.lr))
+    dense = [p for m in transform.modules() if isinstance(m, Dense) for p in m.parameters() if p.requires_grad]
+    with torch.no_grad():
+        crop = bool(field.valid_mask(transform.ddf(level.grid), **_grids(level)).float().mean() < 0.99)
+    for step in range(count):
+        optimizer.zero_grad(set_to_none=True)
+        terms = _objective(transform, level, similarity, regularizer, crop)
+        loss = sum((terms["similarity"], weight * terms["regularizer"]))
+        record = {name: float(term.detach()) for name, term in terms.items()}
+        record = {"level": float(level.factor), "step": float(step), "loss": float(loss.detach()), **record}
+        if not math.isfinite(record["loss"]):
+            raise FloatingPointError(
+                f"the loss became {record['loss']} at level {level.factor:g}, step {step}; lower Options(lr={options.lr}) "
+                "or raise the weight of the regularizer."
+            )
+        loss.backward()
+        for parameter in dense:
+            if parameter.grad is not None and options.gradient_sigma > 0:
+                parameter.grad = filters.gaussian(parameter.grad, sigma=options.gradient_sigma)
+        optimizer.step()
+        history.append(record)
+        bar.update()
+        bar.set_postfix({"level": f"{level.factor:g}", "loss": f"{record['loss']:.4f}"}, refresh=False)
+        if _converged(history, options):
+            bar.update(count - step - 1)
+            break
+    return history
+
+
+def _objective(
+    transform: Transform, level: _Level, similarity: Loss, regularizer: Loss | None, crop: bool
+) -> dict[str, Tensor]:
+    ddf = transform.ddf(level.grid)
+    grids = _grids(level)
+    warped = field.warp(level.moving, ddf, **grids)
+    mask = level.fixed_mask
+    if level.moving_mask is not None or crop:
+        inside = field.valid_mask(ddf.detach(), **grids).to(warped.dtype)
+        if level.moving_mask is not None:
+            inside = inside * field.warp(level.moving_mask, ddf.detach(), padding="zeros", **grids)
+        mask = inside if mask is None else mask * inside
+    masked = {} if mask is None else {"mask": mask}
+    terms = {"similarity": similarity(warped, level.fixed, **masked), "regularizer": warped.new_zeros(())}
+    if regularizer is not None:
+        for deformation in transform.deformations():
+            terms["regularizer"] = terms["regularizer"] + regularizer(deformation, spacing=level.grid.spacing)
+    return terms
+
+
+def _grids(level: _Level) -> dict[str, Grid]:
+    return {"moving_grid": level.moving_grid, "fixed_grid": level.grid}
+
+
+def _converged(history: list[dict[str, float]], options: Options) -> bool:
+    """Whether the mean loss of the last `patience` steps is hardly below that of the `patience` before."""
+    n = options.patience
+    if len(history) < 2 * n:
+        return False
+    losses = [record["loss"] for record in history]
+    before, after = sum(losses[-2 * n : -n]) / n, sum(losses[-n:]) / n
+    return before - after < options.tolerance * max(abs(before), 1e-12)
+
+
+def _check_inputs(
+    fixed: Tensor,
+    moving: Tensor,
+    transform: Transform,
+    moving_grid: Grid,
+    fixed_mask: Tensor | None,
+    moving_mask: Tensor | None,
+) -> None:
+    if moving_grid.dim != transform.grid.dim:
+        raise ValueError(
+            f"fixed is {transform.grid.dim}-D and moving is {moving_grid.dim}-D; register takes two images of one dimension."
+        )
+    for image, mask, grid, name in (
+        (fixed, fixed_mask, transform.grid, "fixed"),
+        (moving, moving_mask, moving_grid, "moving"),
+    ):
+        require_on_grid(image, grid, name)
+        if not bool(image.isfinite().all()):
+            raise ValueError(f"{name} must be finite; it holds NaN or infinity. Replace them, for example by 0.")
+        if float(image.min()) == float(image.max()):
+            raise ValueError(f"{name} is constant ({float(image.min()):g}); there is nothing to align. Is it the right file?")
+        if mask is not None:
+            require_on_grid(mask, grid, f"{name}_mask")
+            if not bool((mask > 0).any()):
+                raise ValueError(f"{name}_mask is empty: it has no voxel above 0, so nothing would be compared.")
+
+
+def align_moments(
+    fixed: Float[Tensor, "1 c *s"],
+    moving: Float[Tensor, "1 c *t"],
+    *,
+    fixed_grid: Grid,
+    moving_grid: Grid,
+    rotate: bool = False,
+) -> Float[Tensor, "m m"]:
+    """A world matrix `moving_from_fixed` that lays the images' centers of mass on each other.
+
+    Args:
+        rotate: also turn the principal axes onto each other, by the smallest of the rotations that do so.
+    Intensities are counted from each image's smallest value.
+    """
+    fixed_mean, fixed_axes = _moments(fixed, fixed_grid)
+    moving_mean, moving_axes = _moments(moving, moving_grid)
+    d = fixed_grid.dim
+    linear = torch.eye(d, dtype=torch.float64)
+    if rotate:
+        signs = torch.cartesian_prod(*[torch.tensor([1.0, -1.0], dtype=torch.float64)] * d)
+        turns = [moving_axes @ torch.diag(sign) @ fixed_axes.T for sign in signs]
+        linear = max((turn for turn in turns if torch.linalg.det(turn) > 0), key=lambda turn: float(turn.trace()))
+    matrix = torch.eye(d + 1, dtype=torch.float64)
+    matrix[:-1, :-1] = linear
+    matrix[:-1, -1] = moving_mean - linear @ fixed_mean
+    return matrix
+
+
+def _moments(image: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Center of mass (d,) mm and principal axes as columns (d, d) in the world."""
+    require_on_grid(image, grid, "image")
+    mass = (image - image.min()).sum(1)[0].double().cpu()
+    total = mass.sum().clamp(min=1e-12)
+    voxels = grid.coordinates(Axes.VOXEL, dtype=torch.float64)
+    mean = (mass[..., None] * voxels).flatten(0, -2).sum(0) / total
+    offset = grid.vectors(voxels - mean, to=Axes.WORLD, from_=Axes.VOXEL).flatten(0, -2)
+    covariance = (offset * mass.flatten()[:, None]).T @ offset / total
+    return apply_affine(grid.world_from_voxel, mean), torch.linalg.eigh(covariance)[1]
