@@ -42,7 +42,7 @@ class Registration:
     """What `register` found.
 
     Attributes:
-        transform: the fitted model on the fixed grid.
+        transform: the fitted model; a dense one keeps the grid of the last level.
         ddf: (1, d, *fixed) voxels of the fixed grid.
         warped: (1, c, *fixed), the moving image under the map; 0 outside its field of view.
         history: one record a step: level, step, loss, similarity, regularizer (unweighted).
@@ -106,12 +106,10 @@ def register(
             level = _prepare(factor, transform.grid, fixed, moving, moving_grid, fixed_mask, moving_mask)
             current = current.at(level.grid)
             history += _descend(current, level, count, similarity, regularizer, weight, options, bar)
-    fitted = current.at(transform.grid)
     with torch.no_grad():
-        ddf = fitted.ddf()
-        grids = {"moving_grid": moving_grid, "fixed_grid": transform.grid}
-        warped = field.warp(moving, ddf, padding="zeros", **grids)
-    return Registration(fitted, ddf, warped, history)
+        ddf = current.ddf(transform.grid)
+        warped = field.warp(moving, ddf, padding="zeros", moving_grid=moving_grid, fixed_grid=transform.grid)
+    return Registration(current, ddf, warped, history)
 
 
 def _prepare(
@@ -241,6 +239,25 @@ def _check_inputs(
             require_on_grid(mask, grid, f"{name}_mask")
             if not bool((mask > 0).any()):
                 raise ValueError(f"{name}_mask is empty: it has no voxel above 0, so nothing would be compared.")
+
+
+def choose_start(
+    fixed: Float[Tensor, "1 c *s"],
+    moving: Float[Tensor, "1 c *t"],
+    matrices: Sequence[Float[Tensor, "m m"]],
+    *,
+    similarity: Loss,
+    fixed_grid: Grid,
+    moving_grid: Grid,
+) -> Float[Tensor, "m m"]:
+    """The world matrix `moving_from_fixed` of several under which the images are most alike, seen coarsely."""
+    level = _prepare(max(1.0, max(fixed_grid.shape) / 32), fixed_grid, fixed, moving, moving_grid, None, None)
+
+    def score(matrix: Tensor) -> float:
+        ddf = field.affine_ddf(matrix, level.grid, dtype=level.fixed.dtype).to(level.fixed.device)
+        return float(similarity(field.warp(level.moving, ddf, padding="zeros", **_grids(level)), level.fixed))
+
+    return min(matrices, key=score)
 
 
 def align_moments(

@@ -321,13 +321,14 @@ class Sequential(Transform):
         *earlier, last = self
         total = last.ddf(grid)
         for transform in reversed(earlier):
-            if isinstance(transform, Linear):  # exact: L (p + v) + t - p
-                world, voxel = grid.world_from_voxel.to(transform.base), grid.voxel_from_world.to(transform.base)
-                inner = voxel @ transform.matrix() @ world
-                moved = apply_affine(_without_shift(inner), total.movedim(1, -1)).movedim(-1, 1)
-                total = transform.ddf(grid) + moved
-            else:
+            if isinstance(transform, Dense) and transform.grid == grid:
                 total = field.compose(transform.ddf(grid), total)
+            else:  # exact, and right where `total` leads beyond `grid`
+                voxels = grid.coordinates(device=total.device, dtype=total.dtype).flatten(0, -2)
+                reached = voxels + total.flatten(2).movedim(1, -1)  # (1, n, d)
+                world = transform.points(grid.points(reached, to=Axes.WORLD, from_=Axes.VOXEL))
+                moved = grid.points(world, to=Axes.VOXEL, from_=Axes.WORLD) - voxels
+                total = moved.movedim(-1, 1).reshape(total.shape)
         return total
 
     def points(self, points: Float[Tensor, "b k d"]) -> Float[Tensor, "b k d"]:
@@ -348,8 +349,3 @@ class Sequential(Transform):
         groups = [group for transform in self for group in transform.parameter_groups(step)]
         return [group for group in groups if group["params"]]
 
-
-def _without_shift(matrix: Tensor) -> Tensor:
-    keep = torch.ones_like(matrix)
-    keep[:-1, -1] = 0
-    return matrix * keep

@@ -1,0 +1,214 @@
+"""`reglib ...`: thin commands over the library. Nothing imports this module.
+
+A command checks its inputs, works, and writes; bad input is one line on stderr and exit status 2, with nothing
+written. Imports that take seconds stand inside the commands, so that `reglib --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+app = typer.Typer(
+    name="reglib",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="Medical image registration: bend a moving image onto a fixed one, and measure how well it went.",
+)
+
+
+class Model(StrEnum):
+    svf = "svf"
+    ffd = "ffd"
+    dense = "dense"
+    affine = "affine"
+    rigid = "rigid"
+
+
+class Similarity(StrEnum):
+    lncc = "lncc"
+    ncc = "ncc"
+    mse = "mse"
+    mi = "mi"
+
+
+class Quality(StrEnum):
+    fast = "fast"
+    accurate = "accurate"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where to write.")]
+DeviceOption = Annotated[Device, typer.Option(help="Where to compute.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default all cores.")]
+FixedLabels = Annotated[Path | None, typer.Option(help="Label map on the fixed image's grid.")]
+MovingLabels = Annotated[Path | None, typer.Option(help="Label map on the moving image's grid.")]
+FixedPoints = Annotated[Path | None, typer.Option(help="CSV with header x,y,z, RAS+ mm.")]
+MovingPoints = Annotated[Path | None, typer.Option(help="The same landmarks in the moving image.")]
+FixedMask = Annotated[Path | None, typer.Option(help="Where to compare, on the fixed grid.")]
+MovingMask = Annotated[Path | None, typer.Option(help="Where to compare, on the moving grid.")]
+
+
+@app.command()
+def register(
+    fixed: Annotated[Path, typer.Argument(help="The image that stays.")],
+    moving: Annotated[Path, typer.Argument(help="The image to bend onto it.")],
+    out: Out,
+    transform: Annotated[Model, typer.Option(help="The family of maps.")] = Model.svf,
+    no_affine: Annotated[bool, typer.Option("--no-affine", help="Skip the affine alignment before.")] = False,
+    similarity: Annotated[Similarity, typer.Option(help="What alike means.")] = Similarity.lncc,
+    quality: Annotated[Quality, typer.Option(help="Coarse levels only, or all.")] = Quality.accurate,
+    fixed_labels: FixedLabels = None,
+    moving_labels: MovingLabels = None,
+    fixed_points: FixedPoints = None,
+    moving_points: MovingPoints = None,
+    fixed_mask: FixedMask = None,
+    moving_mask: MovingMask = None,
+    device: DeviceOption = Device.auto,
+    threads: Threads = None,
+) -> None:
+    """Register MOVING to FIXED; writes the warped image, the map, its inverse, measures and a picture to OUT."""
+    from . import pipeline
+
+    case = pipeline.load_case(
+        fixed,
+        moving,
+        fixed_labels=fixed_labels,
+        moving_labels=moving_labels,
+        fixed_points=fixed_points,
+        moving_points=moving_points,
+        fixed_mask=fixed_mask,
+        moving_mask=moving_mask,
+    )
+    settings = pipeline.Settings(transform, similarity, quality, affine_first=not no_affine)
+    metrics = pipeline.register_case(case, settings, out, device=_device(device, threads))
+    _say(metrics, out)
+
+
+@app.command()
+def warp(
+    image: Annotated[Path, typer.Argument(help="The moving image or label map.")],
+    ddf: Annotated[Path, typer.Argument(help="A ddf as `reglib register` writes it.")],
+    out: Out,
+    labels: Annotated[bool, typer.Option("--labels", help="IMAGE holds labels: read the nearest.")] = False,
+    points: Annotated[Path | None, typer.Option(help="Fixed landmarks to take to the moving image.")] = None,
+    device: DeviceOption = Device.auto,
+    threads: Threads = None,
+) -> None:
+    """Apply DDF to IMAGE and write the result, on the ddf's grid, to OUT. With --points, write those instead."""
+    from . import pipeline
+
+    if labels and points is not None:
+        raise click.UsageError("--labels and --points exclude each other; choose one.")
+    pipeline.warp_file(image, ddf, out, labels=labels, points=points, device=_device(device, threads))
+    print(out)
+
+
+@app.command()
+def invert(ddf: Path, out: Out, device: DeviceOption = Device.auto, threads: Threads = None) -> None:
+    """Write the inverse of DDF, on the same grid, to OUT, and print what is left of a round trip."""
+    from . import pipeline
+
+    residual = pipeline.invert_file(ddf, out, device=_device(device, threads))
+    print(f"{out}: round trip leaves {residual.mean():.4f} voxels on average, {residual.max():.4f} at most")
+
+
+@app.command()
+def evaluate(
+    fixed: Path,
+    moving: Path,
+    ddf: Path,
+    out: Annotated[Path, typer.Option("--out", "-o", help="metrics.json to write.")],
+    fixed_labels: FixedLabels = None,
+    moving_labels: MovingLabels = None,
+    fixed_points: FixedPoints = None,
+    moving_points: MovingPoints = None,
+    fixed_mask: FixedMask = None,
+    device: DeviceOption = Device.auto,
+    threads: Threads = None,
+) -> None:
+    """Measure how well DDF maps FIXED to MOVING: similarity, folding, and Dice or TRE where given."""
+    from . import pipeline
+
+    case = pipeline.load_case(
+        fixed,
+        moving,
+        fixed_labels=fixed_labels,
+        moving_labels=moving_labels,
+        fixed_points=fixed_points,
+        moving_points=moving_points,
+        fixed_mask=fixed_mask,
+    )
+    _say(pipeline.evaluate_case(case, ddf, out, device=_device(device, threads)), out)
+
+
+@app.command()
+def doctor(files: Annotated[list[Path], typer.Argument(help="Images to examine.")]) -> None:
+    """Report where the voxels of each file are and what is wrong; status 0 no fault, 1 faults, 2 could not run."""
+    from . import io
+
+    missing = [str(path) for path in files if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"no such file: {', '.join(missing)}. Check the path.")
+    reports = [io.doctor(path) for path in files]
+    print("\n\n".join(str(report) for report in reports))
+    raise typer.Exit(0 if all(report.ok for report in reports) else 1)
+
+
+def _device(device: Device, threads: int | None) -> Any:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise ValueError("--device cuda needs a GPU, and torch finds none here; use --device cpu or auto.")
+    chosen = "cuda" if torch.cuda.is_available() and device is not Device.cpu else "cpu"
+    return torch.device(chosen)
+
+
+def _say(metrics: dict[str, Any], out: Path) -> None:
+    shown = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    for name, value in shown.items():
+        print(f"{name:>20}  {value:.4g}")
+    print(out)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0, or 2 with one line on stderr (doctor: 1 for faults)."""
+    warnings.showwarning = _one_line_warning
+    command = typer.main.get_command(app)
+    try:
+        status = command.main(args=arguments, prog_name="reglib", standalone_mode=False)
+        return int(status or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("stopped; nothing was written.", status=130)
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+        return _fail(str(error))
+
+
+def _fail(reason: str, *, status: int = 2) -> int:
+    print(f"reglib: {' '.join(reason.split())}", file=sys.stderr)
+    return status
+
+
+def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"reglib: warning: {' '.join(str(message).split())}", file=sys.stderr)
+

@@ -1,0 +1,327 @@
+"""From files to files: what `reglib register`, `warp`, `invert` and `evaluate` do, for scripts too.
+
+Everything is read and checked before any work; results are written only when all of them exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import field, io, losses, metrics, transforms
+from .grid import Axes, Grid, GridMismatchError
+from .optimize import Options, Registration, align_moments, choose_start, register
+
+SIMILARITIES: dict[str, Callable[..., Tensor]] = {
+    "lncc": losses.lncc_loss,
+    "ncc": losses.ncc_loss,
+    "mse": losses.mse_loss,
+    "mi": losses.mi_loss,
+}
+LEVELS: dict[str, tuple[tuple[float, ...], tuple[int, ...]]] = {  # factors and steps of the deformable part
+    "fast": ((8, 4, 2), (60, 40, 10)),
+    "accurate": ((8, 4, 2), (80, 60, 40)),
+}
+DIFFUSION_WEIGHT = 0.25
+PACKAGES = ("reglib", "torch", "numpy", "nibabel")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two images with what is known of them, on their own grids; images in the files' own intensities."""
+
+    fixed: Tensor
+    moving: Tensor
+    fixed_grid: Grid
+    moving_grid: Grid
+    fixed_labels: Tensor | None
+    moving_labels: Tensor | None
+    fixed_points: Tensor | None
+    moving_points: Tensor | None
+    fixed_mask: Tensor | None
+    moving_mask: Tensor | None
+    files: tuple[Path, ...]
+
+    def to(self, device: torch.device) -> Case:
+        """The same case with its tensors on a device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Case(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to register: names as on the command line."""
+
+    transform: str = "svf"
+    similarity: str = "lncc"
+    quality: str = "accurate"
+    affine_first: bool = True
+    progress: bool = True
+
+
+def load_case(
+    fixed: Path,
+    moving: Path,
+    *,
+    fixed_labels: Path | None = None,
+    moving_labels: Path | None = None,
+    fixed_points: Path | None = None,
+    moving_points: Path | None = None,
+    fixed_mask: Path | None = None,
+    moving_mask: Path | None = None,
+) -> Case:
+    """Read and check everything; raises one sentence for the first fault."""
+    for first, second, name in ((fixed_labels, moving_labels, "labels"), (fixed_points, moving_points, "points")):
+        if (first is None) != (second is None):
+            raise ValueError(f"give --fixed-{name} and --moving-{name} together, or neither; only one was given.")
+    images = [io.load_image(path) for path in (fixed, moving)]
+    grids = [grid for _, grid in images]
+    if grids[0].dim != grids[1].dim:
+        raise ValueError(
+            f"fixed and moving must have one dimension; {fixed} is {grids[0].dim}-D and {moving} is {grids[1].dim}-D. "
+            "Take a slice of the larger one first."
+        )
+    for path, (image, _) in zip((fixed, moving), images, strict=True):
+        if float(image.min()) == float(image.max()):
+            raise ValueError(f"{path} is constant ({float(image.min()):g}); there is nothing to align. Is it the right file?")
+    labels = [io.load_labels(p, grid=g)[0] if p else None for p, g in zip((fixed_labels, moving_labels), grids, strict=True)]
+    masks = [io.load_mask(p, grid=g)[0] if p else None for p, g in zip((fixed_mask, moving_mask), grids, strict=True)]
+    points = [io.load_points(p) if p else None for p in (fixed_points, moving_points)]
+    _check_points(points, grids[0].dim)
+    everything = (fixed, moving, fixed_labels, moving_labels, fixed_points, moving_points, fixed_mask, moving_mask)
+    files = tuple(path for path in everything if path is not None)
+    return Case(images[0][0], images[1][0], *grids, *labels, *points, *masks, files)
+
+
+def _check_points(points: list[Tensor | None], d: int) -> None:
+    first, second = points
+    if first is None or second is None:
+        return
+    if first.shape != second.shape or first.shape[-1] != d:
+        raise ValueError(
+            f"fixed and moving points must be the same number of {d}-D landmarks in one order; got "
+            f"{tuple(first.shape[1:])} and {tuple(second.shape[1:])}."
+        )
+
+
+# -- register -----------------------------------------------------------------------------------------------------
+def register_case(case: Case, settings: Settings, out: Path, *, device: torch.device) -> dict[str, Any]:
+    """Register, write all of `out`'s files, and return what metrics.json holds."""
+    start = time.perf_counter()
+    io.require_writable(out)
+    case = case.to(device)
+    result = register_pair(case, settings)
+    measured = _measure(case, result.ddf)
+    _write_map(case, result, out)
+    _write_picture(case, result, out)
+    summary = {"seconds": time.perf_counter() - start, "peak_mb": peak_mb(), **measured}
+    io.save_json(out / "metrics.json", summary)
+    io.save_json(out / "provenance.json", provenance(case.files))
+    return summary
+
+
+def register_pair(case: Case, settings: Settings) -> Registration:
+    """The registration alone: a linear alignment, then the deformation, as `settings` say."""
+    fixed, moving = _unit_range(case.fixed), _unit_range(case.moving)
+    shared: dict[str, Any] = {
+        "moving_grid": case.moving_grid,
+        "fixed_mask": case.fixed_mask,
+        "moving_mask": case.moving_mask,
+        "options": Options(progress=settings.progress),
+    }
+    linear = _align(fixed, moving, case, settings, shared)
+    if settings.transform in ("affine", "rigid"):
+        return linear
+    levels, steps = LEVELS[settings.quality]
+    return register(
+        fixed,
+        moving,
+        transforms.Sequential(linear.transform.freeze(), _deformable(settings.transform, case.fixed_grid)),
+        similarity=SIMILARITIES[settings.similarity],
+        regularizer=losses.diffusion_loss,
+        weight=DIFFUSION_WEIGHT,
+        levels=levels,
+        steps=steps,
+        **shared,
+    )
+
+
+def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, shared: dict[str, Any]) -> Registration:
+    """Headers, grid centers or centers of mass, whichever fits best, then rigid, then affine by mutual information."""
+    grids = {"fixed_grid": case.fixed_grid, "moving_grid": case.moving_grid}
+    identity = torch.eye(case.fixed_grid.dim + 1, dtype=torch.float64)
+    centers = identity.clone()
+    centers[:-1, -1] = torch.tensor(case.moving_grid.center) - torch.tensor(case.fixed_grid.center)
+    candidates = [identity, centers, align_moments(fixed, moving, **grids)]
+    matrix = choose_start(fixed, moving, candidates, similarity=losses.mi_loss, **grids)
+    models: list[type[transforms.Linear]] = [transforms.Rigid, transforms.Affine]
+    if settings.transform == "rigid":
+        models = [transforms.Rigid]
+    elif settings.transform != "affine" and not settings.affine_first:
+        models = [transforms.Translation]
+    for model in models:
+        levels, steps = ((1,), (0,)) if model is transforms.Translation else ((8, 4), (100, 50))
+        start = model(case.fixed_grid, matrix=matrix)
+        found = register(fixed, moving, start, similarity=losses.mi_loss, levels=levels, steps=steps, **shared)
+        assert isinstance(found.transform, transforms.Linear)
+        matrix = found.transform.matrix().detach()
+    return found
+
+
+def _deformable(name: str, grid: Grid) -> transforms.Transform:
+    if name == "ffd":
+        return transforms.FreeFormDeformation(grid, control_spacing_mm=_control_spacing(grid))
+    if name == "dense":
+        return transforms.DenseDisplacement(grid)
+    return transforms.StationaryVelocity(grid)
+
+
+def _control_spacing(grid: Grid) -> float:
+    """A twelfth of the shortest side: about 15 mm in a brain, 2 mm in a prostate."""
+    return min((n - 1) * s for n, s in zip(grid.shape, grid.spacing, strict=True) if n > 1) / 12
+
+
+def _unit_range(image: Tensor) -> Tensor:
+    """Linear to [0, 1]."""
+    low, high = image.min(), image.max()
+    return (image - low) / (high - low)
+
+
+def _measure(case: Case, ddf: Tensor) -> dict[str, Any]:
+    return metrics.evaluate_pair(
+        case.fixed,
+        case.moving,
+        ddf,
+        fixed_grid=case.fixed_grid,
+        moving_grid=case.moving_grid,
+        fixed_labels=case.fixed_labels,
+        moving_labels=case.moving_labels,
+        fixed_points=case.fixed_points,
+        moving_points=case.moving_points,
+        mask=case.fixed_mask,
+    )
+
+
+# -- write --------------------------------------------------------------------------------------------------------
+def _write_map(case: Case, result: Registration, out: Path) -> None:
+    grids = {"moving_grid": case.moving_grid, "fixed_grid": case.fixed_grid}
+    io.save_image(out / "warped.nii.gz", field.warp(case.moving, result.ddf, padding="zeros", **grids), case.fixed_grid)
+    io.save_ddf(out / "ddf.nii.gz", result.ddf, case.fixed_grid)
+    io.export_itk(out / "ddf_itk.nii.gz", result.ddf, case.fixed_grid)
+    with torch.no_grad():
+        inverse = result.transform.inverse().ddf(case.moving_grid)
+    io.save_ddf(out / "inverse_ddf.nii.gz", inverse, case.moving_grid)
+    io.save_matrix(out / "affine.txt", _linear_part(result.transform))
+    if case.moving_labels is not None:
+        io.save_labels(out / "warped_labels.nii.gz", _warp_labels(case.moving_labels, result.ddf, grids), case.fixed_grid)
+
+
+def _linear_part(transform: transforms.Transform) -> Tensor:
+    """The matrix `moving_from_fixed` of a linear model, or of the linear first part of a sequence."""
+    first = next(iter(transform)) if isinstance(transform, transforms.Sequential) else transform
+    assert isinstance(first, transforms.Linear)
+    return first.matrix().detach()
+
+
+def _warp_labels(labels: Tensor, ddf: Tensor, grids: dict[str, Grid]) -> Tensor:
+    """Nearest labels; several structures a file are warped channel by channel."""
+    channels = [field.warp_labels(labels[:, c : c + 1], ddf, method="nearest", **grids) for c in range(labels.shape[1])]
+    return torch.cat(channels, dim=1)
+
+
+def _write_picture(case: Case, result: Registration, out: Path) -> None:
+    from . import plot
+
+    before = field.resample(_unit_range(case.moving), case.moving_grid, case.fixed_grid)
+    grids = {"moving_grid": case.moving_grid, "fixed_grid": case.fixed_grid}
+    warped = field.warp(_unit_range(case.moving), result.ddf, padding="zeros", **grids)
+    figure = plot.registration(_unit_range(case.fixed), before, warped, result.ddf, case.fixed_grid)
+    with io.write_atomically(out / "overview.png") as temporary:
+        figure.savefig(temporary, format="png")
+
+
+# -- the other commands -------------------------------------------------------------------------------------------
+def evaluate_case(case: Case, ddf_path: Path, out: Path, *, device: torch.device) -> dict[str, Any]:
+    """Measure a ddf from disk on a case and write metrics.json."""
+    start = time.perf_counter()
+    ddf, grid = io.load_ddf(ddf_path)
+    if grid != case.fixed_grid:
+        raise GridMismatchError(
+            f"{ddf_path} must be on the fixed image's grid {case.fixed_grid}; it is on {grid}. Register to this fixed image."
+        )
+    io.require_writable(out.parent)
+    measured = _measure(case.to(device), ddf.to(device))
+    summary = {"seconds": time.perf_counter() - start, "peak_mb": peak_mb(), **measured}
+    io.save_json(out, summary)
+    return summary
+
+
+def warp_file(
+    image: Path, ddf_path: Path, out: Path, *, labels: bool, points: Path | None, device: torch.device
+) -> None:
+    """Warp an image, a label map or, with `points`, fixed landmarks (mm) by a ddf from disk."""
+    ddf, grid = io.load_ddf(ddf_path)
+    ddf = ddf.to(device)
+    if points is not None:
+        _warp_points_file(points, ddf, grid, out)
+        return
+    moving, moving_grid = io.load_labels(image) if labels else io.load_image(image)
+    if moving_grid.dim != grid.dim:
+        raise ValueError(f"{image} is {moving_grid.dim}-D and {ddf_path} moves {grid.dim}-D images; they must match.")
+    io.require_writable(out.parent)
+    grids = {"moving_grid": moving_grid, "fixed_grid": grid}
+    if labels:
+        io.save_labels(out, _warp_labels(moving.to(device), ddf, grids), grid)
+    else:
+        io.save_image(out, field.warp(moving.to(device), ddf, padding="zeros", **grids), grid)
+
+
+def _warp_points_file(points: Path, ddf: Tensor, grid: Grid, out: Path) -> None:
+    fixed = io.load_points(points)
+    _check_points([fixed, fixed], grid.dim)
+    io.require_writable(out.parent)
+    voxels = grid.points(fixed, to=Axes.VOXEL, from_=Axes.WORLD)
+    moving = grid.points(field.warp_points(voxels, ddf.double()), to=Axes.WORLD, from_=Axes.VOXEL)
+    io.save_points(out, moving)
+
+
+def invert_file(ddf_path: Path, out: Path, *, device: torch.device) -> Tensor:
+    """Write the inverse of a ddf on the same grid; returns the residual in voxels, (1, 1, *s)."""
+    ddf, grid = io.load_ddf(ddf_path)
+    io.require_writable(out.parent)
+    result = field.inverse(ddf.to(device))
+    io.save_ddf(out, result.ddf, grid)
+    return result.residual
+
+
+# -- what was done ------------------------------------------------------------------------------------------------
+def provenance(files: tuple[Path, ...]) -> dict[str, Any]:
+    """Command, versions, threads and the SHA-256 of every input."""
+    return {
+        "command": shlex.join(["reglib", *sys.argv[1:]]),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "threads": torch.get_num_threads(),
+        "seed": torch.initial_seed(),
+        "inputs": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
+
+
+def peak_mb() -> float | None:
+    """Largest memory of this process so far, MB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
