@@ -211,4 +211,3 @@ def _fail(reason: str, *, status: int = 2) -> int:
 
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"reglib: warning: {' '.join(str(message).split())}", file=sys.stderr)
-

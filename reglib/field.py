@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -22,6 +23,13 @@ from . import filters
 from .grid import Axes, Grid, GridMismatchError, require_on_grid
 
 Mode = Literal["bilinear", "nearest", "cubic"]
+
+
+class Grids(TypedDict):
+    """Both grids of a pair, to pass on as `**grids`."""
+
+    moving_grid: Grid
+    fixed_grid: Grid
 
 
 class Inverse(NamedTuple):
@@ -76,7 +84,7 @@ def warp_labels(
         method: "nearest" takes the closest voxel's label; "linear" warps every label's mask linearly and takes the
             largest (smoother edges). Neither has a gradient: warp one-hot masks with `warp` for that.
     """
-    grids = {"moving_grid": moving_grid, "fixed_grid": fixed_grid}
+    grids: Any = {"moving_grid": moving_grid, "fixed_grid": fixed_grid}
     if method == "nearest":
         wide = labels.double() if labels.numel() and labels.abs().max() >= 2**24 else labels.float()
         return warp(wide, ddf.to(wide.dtype), mode="nearest", padding="zeros", **grids).to(labels.dtype)
@@ -107,7 +115,11 @@ def valid_mask(
 
 
 def sample(
-    image: Float[Tensor, "b c *s"], points: Float[Tensor, "#b k d"], *, mode: Mode = "bilinear", padding="border"
+    image: Float[Tensor, "b c *s"],
+    points: Float[Tensor, "#b k d"],
+    *,
+    mode: Mode = "bilinear",
+    padding: str | float = "border",
 ) -> Float[Tensor, "b c k"]:
     """Read an image at voxel coordinates. Args as for `warp`."""
     d = image.ndim - 2
@@ -139,7 +151,12 @@ def resample(
     """Read an image at the voxels of another grid, through the world; no smoothing (see `filters.downsample`)."""
     require_on_grid(image, image_grid, "image")
     return warp(
-        image, identity_ddf(grid).to(_working(image)), mode=mode, padding=padding, moving_grid=image_grid, fixed_grid=grid
+        image,
+        identity_ddf(grid).to(_working(image)),
+        mode=mode,
+        padding=padding,
+        moving_grid=image_grid,
+        fixed_grid=grid,
     )
 
 
@@ -244,7 +261,7 @@ def _cubic(image: Tensor, targets: list[Tensor]) -> Tensor:
         reads.append(((base + 1 + w1 / left, left), (base + 3 + w3 / right, right)))  # two voxels of padding
     total = torch.zeros((), dtype=image.dtype, device=image.device)
     for corner in product(*reads):
-        weight = math.prod(w for _, w in corner)
+        weight = reduce(torch.mul, (w for _, w in corner))
         total = total + _grid_sample(mirrored, [x for x, _ in corner], "bilinear", "border") * weight.unsqueeze(1)
     return total
 
@@ -259,7 +276,7 @@ def _mirror_matrix(n: int) -> Tensor:
 
 
 # -- algebra --------------------------------------------------------------------------------------------------
-def identity_ddf(grid: Grid, *, batch: int = 1, device=None, dtype: torch.dtype = torch.float32) -> Tensor:
+def identity_ddf(grid: Grid, *, batch: int = 1, device: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """The field that moves nothing, (batch, d, *s)."""
     return torch.zeros(batch, grid.dim, *grid.shape, device=device, dtype=dtype)
 
@@ -384,12 +401,14 @@ def jacobian_determinant(ddf: Float[Tensor, "b d *s"]) -> Float[Tensor, "b 1 *s"
     if ddf.shape[1] == 2:
         return (j[:, 0, 0] * j[:, 1, 1] - j[:, 0, 1] * j[:, 1, 0]).unsqueeze(1)
     total = sum(
-        j[:, 0, a] * (j[:, 1, b] * j[:, 2, c] - j[:, 1, c] * j[:, 2, b]) for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
+        j[:, 0, a] * (j[:, 1, b] * j[:, 2, c] - j[:, 1, c] * j[:, 2, b])
+        for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
     )
     return torch.as_tensor(total).unsqueeze(1)
 
 
 __all__ = [
+    "Grids",
     "Inverse",
     "affine_ddf",
     "compose",

@@ -53,7 +53,9 @@ def box(image: Float[Tensor, "b c *s"], *, window: int | Sequence[int]) -> Float
     """Sum over a window of odd size centered at each voxel, of the voxels that exist."""
     windows = [int(w) for w in per_axis(window, image.ndim - 2, "window")]
     if any(w < 1 or w % 2 == 0 for w in windows):
-        raise ValueError(f"window must be an odd number of voxels of at least 1, so that it has a center; got {window}.")
+        raise ValueError(
+            f"window must be an odd number of voxels of at least 1, so that it has a center; got {window}."
+        )
     return separable(image, [box_matrix(n, w) for n, w in zip(image.shape[2:], windows, strict=True)])
 
 

@@ -257,9 +257,7 @@ class Grid:
         factors = per_axis(factor, self.dim, "factor")
         if min(factors) < 1:
             raise ValueError(f"downsample takes factors of at least 1; got {factors}. To refine, resize().")
-        return self.resize(
-            [max(math.ceil(n / f), min(n, min_size)) for n, f in zip(self.shape, factors, strict=True)]
-        )
+        return self.resize([max(math.ceil(n / f), min(n, min_size)) for n, f in zip(self.shape, factors, strict=True)])
 
     def pyramid(self, factors: Sequence[float], *, min_size: int = 1) -> list[Grid]:
         """One downsampled grid for each factor, in the order given."""
@@ -283,14 +281,12 @@ class Grid:
         ]
         if sorted(world) != list(range(self.dim)):
             raise ValueError(
-                f'orientation must name each axis once with letters of {"R/L A/P S/I"[: 4 * self.dim - 1]}, such as '
+                f"orientation must name each axis once with letters of {'R/L A/P S/I'[: 4 * self.dim - 1]}, such as "
                 f'"{POSITIVE[: self.dim]}"; got "{orientation}".'
             )
         closest = self._closest_axes()
         order = [next(k for k, (axis, _) in enumerate(closest) if axis == w) for w in world]
-        flips = [
-            (closest[old][1] > 0) != (letter in POSITIVE) for old, letter in zip(order, orientation, strict=True)
-        ]
+        flips = [(closest[old][1] > 0) != (letter in POSITIVE) for old, letter in zip(order, orientation, strict=True)]
         return order, flips
 
     # -- other libraries -------------------------------------------------------------------------------
@@ -376,13 +372,11 @@ def _check_matrix(matrix: Tensor, d: int) -> None:
         raise ValueError("world_from_voxel must be finite; it holds NaN or infinity. Is the header broken?")
     lengths = matrix[:-1, :-1].norm(dim=0)
     if bool((lengths == 0).any()) or abs(torch.linalg.det(matrix[:-1, :-1] / lengths)) < 1e-6:
-        raise ValueError(
-            f"world_from_voxel must be invertible; got {matrix[:-1, :-1].tolist()}. A spacing of zero or two equal axes?"
-        )
+        raise ValueError(f"world_from_voxel must be invertible; got {matrix[:-1, :-1].tolist()}. Is a spacing zero?")
 
 
 def _lps_ras(d: int) -> Tensor:
-    return torch.diag(torch.tensor([-1.0, -1.0, 1.0][:d] + [1.0], dtype=torch.float64))
+    return torch.diag(torch.tensor([*[-1.0, -1.0, 1.0][:d], 1.0], dtype=torch.float64))
 
 
 def reorient(image: Tensor, grid: Grid, orientation: str) -> tuple[Tensor, Grid]:
@@ -427,4 +421,3 @@ def common_grid(grids: Sequence[Grid], *, spacing: float | Sequence[float] | Non
     start = (low + 1e-6).floor()
     shape = ((high - 1e-6).ceil() - start + 1).int().tolist()
     return first._derived(shape, (start * step).tolist(), step.tolist())
-

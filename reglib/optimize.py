@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field as dataclass_field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 import torch
 from jaxtyping import Float, Shaped
@@ -80,7 +81,7 @@ def register(
     moving_grid: Grid | None = None,
     fixed_mask: Shaped[Tensor, "1 1 *s"] | None = None,
     moving_mask: Shaped[Tensor, "1 1 *t"] | None = None,
-    options: Options = Options(),  # noqa: B008  (frozen)
+    options: Options = Options(),
 ) -> Registration:
     """Bend `moving` onto `fixed`: minimize  similarity(warped, fixed) + weight * regularizer(field).
 
@@ -158,13 +159,13 @@ def _descend(
     for step in range(count):
         optimizer.zero_grad(set_to_none=True)
         terms = _objective(transform, level, similarity, regularizer, crop)
-        loss = sum((terms["similarity"], weight * terms["regularizer"]))
+        loss = terms["similarity"] + weight * terms["regularizer"]
         record = {name: float(term.detach()) for name, term in terms.items()}
         record = {"level": float(level.factor), "step": float(step), "loss": float(loss.detach()), **record}
         if not math.isfinite(record["loss"]):
             raise FloatingPointError(
-                f"the loss became {record['loss']} at level {level.factor:g}, step {step}; lower Options(lr={options.lr}) "
-                "or raise the weight of the regularizer."
+                f"the loss became {record['loss']} at level {level.factor:g}, step {step}; "
+                f"lower Options(lr={options.lr}) or raise the weight of the regularizer."
             )
         loss.backward()
         for parameter in dense:
@@ -200,7 +201,7 @@ def _objective(
     return terms
 
 
-def _grids(level: _Level) -> dict[str, Grid]:
+def _grids(level: _Level) -> field.Grids:
     return {"moving_grid": level.moving_grid, "fixed_grid": level.grid}
 
 
@@ -224,7 +225,8 @@ def _check_inputs(
 ) -> None:
     if moving_grid.dim != transform.grid.dim:
         raise ValueError(
-            f"fixed is {transform.grid.dim}-D and moving is {moving_grid.dim}-D; register takes two images of one dimension."
+            f"fixed and moving must have one dimension; fixed is {transform.grid.dim}-D, moving {moving_grid.dim}-D. "
+            "Take a slice of the larger one."
         )
     for image, mask, grid, name in (
         (fixed, fixed_mask, transform.grid, "fixed"),
@@ -234,7 +236,9 @@ def _check_inputs(
         if not bool(image.isfinite().all()):
             raise ValueError(f"{name} must be finite; it holds NaN or infinity. Replace them, for example by 0.")
         if float(image.min()) == float(image.max()):
-            raise ValueError(f"{name} is constant ({float(image.min()):g}); there is nothing to align. Is it the right file?")
+            raise ValueError(
+                f"{name} is constant ({float(image.min()):g}); there is nothing to align. Is it the right file?"
+            )
         if mask is not None:
             require_on_grid(mask, grid, f"{name}_mask")
             if not bool((mask > 0).any()):

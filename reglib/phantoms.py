@@ -8,12 +8,12 @@ sum of cosines, followed from point to point by a Runge-Kutta integrator, and an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -54,9 +54,11 @@ def mni152() -> Template:
 
     spec = find_spec("nilearn")
     if spec is None or spec.origin is None:
-        raise ImportError("the bundled brain comes from the package nilearn, which is not installed: pip install nilearn")
+        raise ImportError(
+            "the bundled brain comes from the package nilearn, which is not installed: pip install nilearn"
+        )
     folder = Path(spec.origin).parent / "datasets" / "data"
-    images = {}
+    images: dict[str, Any] = {}
     for name in ("t1", "gm", "wm"):
         images[name] = nibabel.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
     t1, gray, white = (np.asarray(images[k].dataobj, dtype=np.float32) for k in ("t1", "gm", "wm"))
@@ -125,7 +127,7 @@ class SmoothMap:
         order = torch.arange(MODES)
         for k in range(d):
             slope = -torch.sin(angle[:, k : k + 1] * order) * order * (math.pi / HALF_PERIOD_MM)
-            divergence += _series(tables[:k] + [slope] + tables[k + 1 :], self.coefficients[k : k + 1])[:, 0]
+            divergence += _series([*tables[:k], slope, *tables[k + 1 :]], self.coefficients[k : k + 1])[:, 0]
         return velocity, divergence
 
 
@@ -246,7 +248,7 @@ class Truth:
         return self.points(self.fixed_points[0]).unsqueeze(0)
 
 
-def _ddf_of(world_map, grid: Grid) -> Tensor:
+def _ddf_of(world_map: Callable[[Tensor], Tensor], grid: Grid) -> Tensor:
     """A world map sampled at every voxel, as a ddf (1, d, *s) in voxels of `grid`."""
     x = grid.coordinates(Axes.WORLD, dtype=torch.float64).flatten(0, -2)
     moves = grid.vectors(world_map(x) - x, to=Axes.VOXEL, from_=Axes.WORLD)
@@ -329,9 +331,7 @@ def _draw_brain(template_from_subject: SmoothMap, grid: Grid) -> tuple[Tensor, T
     return image.reshape(1, 1, *grid.shape), labels.reshape(1, 1, *grid.shape)
 
 
-def _scan(
-    rng: np.random.Generator, image: Tensor, grid: Grid, *, noise: float, bias: float, contrast: float
-) -> Tensor:
+def _scan(rng: np.random.Generator, image: Tensor, grid: Grid, *, noise: float, bias: float, contrast: float) -> Tensor:
     """What a scanner adds: another contrast, a bias field and noise; the background stays 0."""
     brain = (image > 0.02).float()
     image = image.clamp(min=0) ** math.exp(rng.normal(0, contrast))

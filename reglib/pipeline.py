@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,9 @@ class Case:
 
     def to(self, device: torch.device) -> Case:
         """The same case with its tensors on a device."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Case(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,20 @@ def load_case(
         )
     for path, (image, _) in zip((fixed, moving), images, strict=True):
         if float(image.min()) == float(image.max()):
-            raise ValueError(f"{path} is constant ({float(image.min()):g}); there is nothing to align. Is it the right file?")
-    labels = [io.load_labels(p, grid=g)[0] if p else None for p, g in zip((fixed_labels, moving_labels), grids, strict=True)]
+            raise ValueError(
+                f"{path} is constant ({float(image.min()):g}); there is nothing to align. Is it the right file?"
+            )
+    labels = [
+        io.load_labels(p, grid=g)[0] if p else None for p, g in zip((fixed_labels, moving_labels), grids, strict=True)
+    ]
     masks = [io.load_mask(p, grid=g)[0] if p else None for p, g in zip((fixed_mask, moving_mask), grids, strict=True)]
     points = [io.load_points(p) if p else None for p in (fixed_points, moving_points)]
     _check_points(points, grids[0].dim)
     everything = (fixed, moving, fixed_labels, moving_labels, fixed_points, moving_points, fixed_mask, moving_mask)
     files = tuple(path for path in everything if path is not None)
-    return Case(images[0][0], images[1][0], *grids, *labels, *points, *masks, files)
+    (f, f_grid), (m, m_grid) = images
+    known: Any = (*labels, *points, *masks, files)
+    return Case(f, m, f_grid, m_grid, *known)
 
 
 def _check_points(points: list[Tensor | None], d: int) -> None:
@@ -159,7 +166,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
 
 def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, shared: dict[str, Any]) -> Registration:
     """Headers, grid centers or centers of mass, whichever fits best, then rigid, then affine by mutual information."""
-    grids = {"fixed_grid": case.fixed_grid, "moving_grid": case.moving_grid}
+    grids = _grids(case)
     identity = torch.eye(case.fixed_grid.dim + 1, dtype=torch.float64)
     centers = identity.clone()
     centers[:-1, -1] = torch.tensor(case.moving_grid.center) - torch.tensor(case.fixed_grid.center)
@@ -177,6 +184,10 @@ def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, shared
         assert isinstance(found.transform, transforms.Linear)
         matrix = found.transform.matrix().detach()
     return found
+
+
+def _grids(case: Case) -> field.Grids:
+    return {"moving_grid": case.moving_grid, "fixed_grid": case.fixed_grid}
 
 
 def _deformable(name: str, grid: Grid) -> transforms.Transform:
@@ -215,7 +226,7 @@ def _measure(case: Case, ddf: Tensor) -> dict[str, Any]:
 
 # -- write --------------------------------------------------------------------------------------------------------
 def _write_map(case: Case, result: Registration, out: Path) -> None:
-    grids = {"moving_grid": case.moving_grid, "fixed_grid": case.fixed_grid}
+    grids = _grids(case)
     io.save_image(out / "warped.nii.gz", field.warp(case.moving, result.ddf, padding="zeros", **grids), case.fixed_grid)
     io.save_ddf(out / "ddf.nii.gz", result.ddf, case.fixed_grid)
     io.export_itk(out / "ddf_itk.nii.gz", result.ddf, case.fixed_grid)
@@ -224,7 +235,9 @@ def _write_map(case: Case, result: Registration, out: Path) -> None:
     io.save_ddf(out / "inverse_ddf.nii.gz", inverse, case.moving_grid)
     io.save_matrix(out / "affine.txt", _linear_part(result.transform))
     if case.moving_labels is not None:
-        io.save_labels(out / "warped_labels.nii.gz", _warp_labels(case.moving_labels, result.ddf, grids), case.fixed_grid)
+        io.save_labels(
+            out / "warped_labels.nii.gz", _warp_labels(case.moving_labels, result.ddf, grids), case.fixed_grid
+        )
 
 
 def _linear_part(transform: transforms.Transform) -> Tensor:
@@ -234,7 +247,7 @@ def _linear_part(transform: transforms.Transform) -> Tensor:
     return first.matrix().detach()
 
 
-def _warp_labels(labels: Tensor, ddf: Tensor, grids: dict[str, Grid]) -> Tensor:
+def _warp_labels(labels: Tensor, ddf: Tensor, grids: field.Grids) -> Tensor:
     """Nearest labels; several structures a file are warped channel by channel."""
     channels = [field.warp_labels(labels[:, c : c + 1], ddf, method="nearest", **grids) for c in range(labels.shape[1])]
     return torch.cat(channels, dim=1)
@@ -244,7 +257,7 @@ def _write_picture(case: Case, result: Registration, out: Path) -> None:
     from . import plot
 
     before = field.resample(_unit_range(case.moving), case.moving_grid, case.fixed_grid)
-    grids = {"moving_grid": case.moving_grid, "fixed_grid": case.fixed_grid}
+    grids = _grids(case)
     warped = field.warp(_unit_range(case.moving), result.ddf, padding="zeros", **grids)
     figure = plot.registration(_unit_range(case.fixed), before, warped, result.ddf, case.fixed_grid)
     with io.write_atomically(out / "overview.png") as temporary:
@@ -258,7 +271,7 @@ def evaluate_case(case: Case, ddf_path: Path, out: Path, *, device: torch.device
     ddf, grid = io.load_ddf(ddf_path)
     if grid != case.fixed_grid:
         raise GridMismatchError(
-            f"{ddf_path} must be on the fixed image's grid {case.fixed_grid}; it is on {grid}. Register to this fixed image."
+            f"{ddf_path} must be on the fixed image's grid {case.fixed_grid}; it is on {grid}. Is it of another pair?"
         )
     io.require_writable(out.parent)
     measured = _measure(case.to(device), ddf.to(device))
@@ -280,7 +293,7 @@ def warp_file(
     if moving_grid.dim != grid.dim:
         raise ValueError(f"{image} is {moving_grid.dim}-D and {ddf_path} moves {grid.dim}-D images; they must match.")
     io.require_writable(out.parent)
-    grids = {"moving_grid": moving_grid, "fixed_grid": grid}
+    grids = field.Grids(moving_grid=moving_grid, fixed_grid=grid)
     if labels:
         io.save_labels(out, _warp_labels(moving.to(device), ddf, grids), grid)
     else:

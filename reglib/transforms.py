@@ -9,8 +9,8 @@ Convention:
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, cast
 
 import torch
 from jaxtyping import Float
@@ -72,6 +72,9 @@ class Linear(Transform):
         matrix: (d + 1, d + 1) to start from, applied after the parametrized part; identity if not given.
         center_mm: another center, world mm.
     """
+
+    base: Tensor
+    center_mm: Tensor
 
     def __init__(self, grid: Grid, *, matrix: Tensor | None = None, center_mm: Sequence[float] | None = None) -> None:
         super().__init__(grid)
@@ -313,8 +316,8 @@ class Sequential(Transform):
         super().__init__(transforms[-1].grid)
         self.transforms = nn.ModuleList(transforms)
 
-    def __iter__(self):
-        return iter(self.transforms)
+    def __iter__(self) -> Iterator[Transform]:
+        return (cast(Transform, transform) for transform in self.transforms)
 
     def ddf(self, grid: Grid | None = None) -> Float[Tensor, "1 d *s"]:
         grid = grid or self.grid
@@ -348,4 +351,3 @@ class Sequential(Transform):
     def parameter_groups(self, step: float) -> list[dict[str, Any]]:
         groups = [group for transform in self for group in transform.parameter_groups(step)]
         return [group for group in groups if group["params"]]
-

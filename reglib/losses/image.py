@@ -19,7 +19,7 @@ TINY = 1e-5  # below this share of the image's own variance a window counts as f
 class LocalSums(NamedTuple):
     """What `lncc_loss` needs of the fixed image; made once a level by `lncc_sums`."""
 
-    count: Tensor
+    voxels: Tensor
     mean: Tensor
     variance: Tensor
 
@@ -86,9 +86,9 @@ def lncc_loss(
     weight = _weights(fixed[:, :1], mask)
     shift = _center(warped)  # keeps float32 sums of squares exact for images far from 0
     w = weight * (warped - shift)
-    mean = filters.box(w, window=window) / sums.count
-    variance = (filters.box(w * (warped - shift), window=window) / sums.count - mean * mean).clamp(min=0)
-    cross = filters.box(w * fixed, window=window) / sums.count - mean * sums.mean
+    mean = filters.box(w, window=window) / sums.voxels
+    variance = (filters.box(w * (warped - shift), window=window) / sums.voxels - mean * mean).clamp(min=0)
+    cross = filters.box(w * fixed, window=window) / sums.voxels - mean * sums.mean
     flat = TINY * _spread(warped) * TINY * _spread(fixed)
     correlation = cross * cross / (variance * sums.variance + flat)
     return 1 - _masked_mean(correlation.clamp(max=1), mask)
@@ -144,7 +144,7 @@ def _bin_position(image: Tensor, limits: tuple[float, float] | None, bins: int, 
     low, high = (float(image.detach().min()), float(image.detach().max())) if limits is None else limits
     if limits is not None and (image.detach().min() < low or image.detach().max() > high):
         raise ValueError(
-            f"{name} must lie in {name}_range = {limits}; it spans {float(image.min()):.4g} to {float(image.max()):.4g}."
+            f"{name} must lie in {name}_range = {limits}; it spans {float(image.min()):.4g} to {float(image.max()):.4g}"
         )
     return ((image - low) / max(high - low, 1e-12) * (bins - 1)).flatten(1)
 

@@ -15,14 +15,15 @@ def tre_loss(
     *,
     spacing: float | Sequence[float] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean distance  |x' - y|  between fixed points after the map and their moving partners (target registration error).
+    """Target registration error: mean distance  |x' - y|  of mapped fixed points from their moving partners.
 
     Args: spacing: mm per voxel along each axis, for points in voxels; leave out for points in mm.
     The gradient at distance 0 is 0.
     """
     if warped_points.shape != moving_points.shape:
         raise ValueError(
-            f"both point sets must be (b, k, d) of one shape; got {tuple(warped_points.shape)} and {tuple(moving_points.shape)}."
+            "both point sets must be (b, k, d) of one shape; "
+            f"got {tuple(warped_points.shape)} and {tuple(moving_points.shape)}."
         )
     gap = warped_points - moving_points
     if spacing is not None:
