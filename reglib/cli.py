@@ -12,15 +12,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
+from typer.exceptions import Abort, TyperException
 
 app = typer.Typer(
     name="reglib",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    no_args_is_help=True,
     help="Medical image registration: bend a moving image onto a fixed one, and measure how well it went.",
 )
 
@@ -112,7 +111,7 @@ def warp(
     from . import pipeline
 
     if labels and points is not None:
-        raise click.UsageError("--labels and --points exclude each other; choose one.")
+        raise typer.BadParameter("--labels and --points exclude each other; choose one.")
     pipeline.warp_file(image, ddf, out, labels=labels, points=points, device=_device(device, threads))
     print(out)
 
@@ -188,17 +187,15 @@ def _say(metrics: dict[str, Any], out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0, or 2 with one line on stderr (doctor: 1 for faults)."""
-    warnings.showwarning = _one_line_warning
     command = typer.main.get_command(app)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        status = command.main(args=arguments, prog_name="reglib", standalone_mode=False)
-        return int(status or 0)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.ClickException as error:
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line_warning
+            return int(command.main(args=arguments or ["--help"], prog_name="reglib", standalone_mode=False) or 0)
+    except TyperException as error:
         return _fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    except (Abort, KeyboardInterrupt):
         return _fail("stopped; nothing was written.", status=130)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         return _fail(str(error))

@@ -29,10 +29,9 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "mse": losses.mse_loss,
     "mi": losses.mi_loss,
 }
-LEVELS: dict[str, tuple[tuple[float, ...], tuple[int, ...]]] = {  # factors and steps of the deformable part
-    "fast": ((8, 4, 2), (60, 40, 10)),
-    "accurate": ((8, 4, 2), (80, 60, 40)),
-}
+STEPS = {"fast": (60, 40, 10), "accurate": (80, 60, 40)}  # of the deformable part, coarse to fine
+COARSEST = 20  # voxels along the longest axis that a level keeps at least
+FINEST = 128  # voxels along the longest axis above which the full resolution is left out
 DIFFUSION_WEIGHT = 0.25
 PACKAGES = ("reglib", "torch", "numpy", "nibabel")
 
@@ -150,7 +149,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
     linear = _align(fixed, moving, case, settings, shared)
     if settings.transform in ("affine", "rigid"):
         return linear
-    levels, steps = LEVELS[settings.quality]
+    levels = _levels(case.fixed_grid)[-3:]
     return register(
         fixed,
         moving,
@@ -159,7 +158,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         regularizer=losses.diffusion_loss,
         weight=DIFFUSION_WEIGHT,
         levels=levels,
-        steps=steps,
+        steps=STEPS[settings.quality][-len(levels) :],
         **shared,
     )
 
@@ -178,12 +177,20 @@ def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, shared
     elif settings.transform != "affine" and not settings.affine_first:
         models = [transforms.Translation]
     for model in models:
-        levels, steps = ((1,), (0,)) if model is transforms.Translation else ((8, 4), (100, 50))
+        levels = _levels(case.fixed_grid)[:2]
+        steps = [0 if model is transforms.Translation else count for count in (100, 50)[: len(levels)]]
         start = model(case.fixed_grid, matrix=matrix)
         found = register(fixed, moving, start, similarity=losses.mi_loss, levels=levels, steps=steps, **shared)
         assert isinstance(found.transform, transforms.Linear)
         matrix = found.transform.matrix().detach()
     return found
+
+
+def _levels(grid: Grid) -> list[int]:
+    """Factors from the coarsest that still shows something to the finest worth its time."""
+    longest = max(grid.shape)
+    factors = [f for f in (8, 4, 2, 1) if longest / f >= COARSEST and (f > 1 or longest <= FINEST)]
+    return factors or [1]
 
 
 def _grids(case: Case) -> field.Grids:
@@ -241,10 +248,13 @@ def _write_map(case: Case, result: Registration, out: Path) -> None:
 
 
 def _linear_part(transform: transforms.Transform) -> Tensor:
-    """The matrix `moving_from_fixed` of a linear model, or of the linear first part of a sequence."""
+    """(4, 4) matrix `moving_from_fixed` of a linear model, or of the linear first part of a sequence."""
     first = next(iter(transform)) if isinstance(transform, transforms.Sequential) else transform
     assert isinstance(first, transforms.Linear)
-    return first.matrix().detach()
+    matrix, whole = first.matrix().detach().cpu(), torch.eye(4, dtype=torch.float64)
+    d = len(matrix) - 1
+    whole[:d, :d], whole[:d, 3] = matrix[:d, :d], matrix[:d, d]  # a 2-D map leaves z alone
+    return whole
 
 
 def _warp_labels(labels: Tensor, ddf: Tensor, grids: field.Grids) -> Tensor:

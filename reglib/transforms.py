@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -39,7 +39,7 @@ class Transform(nn.Module):
     def inverse(self) -> Transform:
         """The map from moving to fixed."""
 
-    def at(self, grid: Grid) -> Self:
+    def at(self, grid: Grid) -> Transform:
         """The same map as a new model whose parameters fit `grid`; this one stays as it is."""
         moved = self._at(grid)
         for mine, other in zip(moved.parameters(), self.parameters(), strict=True):
@@ -47,7 +47,7 @@ class Transform(nn.Module):
         return moved
 
     @abstractmethod
-    def _at(self, grid: Grid) -> Self: ...
+    def _at(self, grid: Grid) -> Transform: ...
 
     @abstractmethod
     def deformations(self) -> list[Tensor]:
@@ -57,7 +57,7 @@ class Transform(nn.Module):
         """Groups for a torch optimizer; one unit of its step moves the image by about `step` voxels."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": step}]
 
-    def freeze(self) -> Self:
+    def freeze(self) -> Transform:
         """Exclude the parameters from optimization, in place; returns itself."""
         self.requires_grad_(False)
         return self
@@ -108,7 +108,7 @@ class Linear(Transform):
         inverse = torch.linalg.inv(self.matrix())
         return Affine(self.grid, matrix=inverse, center_mm=apply_affine(self.matrix(), self.center_mm).tolist())
 
-    def _at(self, grid: Grid) -> Self:
+    def _at(self, grid: Grid) -> Linear:
         moved = type(self)(grid, matrix=self.base, center_mm=self.center_mm.tolist())
         moved.load_state_dict(self.state_dict())
         return moved.to(self.translation_mm.device)
@@ -214,7 +214,7 @@ class DenseDisplacement(Dense):
     def own_ddf(self) -> Tensor:
         return self.displacement
 
-    def _at(self, grid: Grid) -> Self:
+    def _at(self, grid: Grid) -> DenseDisplacement:
         return type(self)(grid, ddf=_on_grid(self.displacement.detach(), self.grid, grid))
 
 
@@ -236,7 +236,7 @@ class StationaryVelocity(Dense):
         """exp(-v), exact up to interpolation."""
         return StationaryVelocity(self.grid, velocity=-self.velocity.detach(), steps=self.steps)
 
-    def _at(self, grid: Grid) -> Self:
+    def _at(self, grid: Grid) -> StationaryVelocity:
         velocity = _on_grid(self.velocity.detach(), self.grid, grid)
         return type(self)(grid, velocity=velocity, steps=self.steps)
 
@@ -274,7 +274,7 @@ class FreeFormDeformation(Dense):
             matrices.append(filters.bspline_matrix(n, step, span + 3))
         return filters.separable(self.coefficients, matrices)
 
-    def _at(self, grid: Grid) -> Self:
+    def _at(self, grid: Grid) -> FreeFormDeformation:
         """Exact on a grid with the same first and last voxel centers, as `Grid.downsample` makes them."""
         scale = [(m - 1) / (n - 1) if n > 1 else 1.0 for n, m in zip(self.grid.shape, grid.shape, strict=True)]
         factors = torch.tensor(scale).to(self.coefficients).reshape(1, -1, *[1] * grid.dim)
@@ -342,7 +342,7 @@ class Sequential(Transform):
     def inverse(self) -> Sequential:
         return Sequential(*[transform.inverse() for transform in reversed(list(self))])
 
-    def _at(self, grid: Grid) -> Self:
+    def _at(self, grid: Grid) -> Sequential:
         return type(self)(*[transform.at(grid) for transform in self])
 
     def deformations(self) -> list[Tensor]:

@@ -1,0 +1,362 @@
+"""The command line end to end on small brains: its files, keys and statuses, and every kind of bad input."""
+
+import gzip
+import json
+import warnings
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from reglib import cli, field, io, metrics, phantoms
+from reglib.grid import Grid
+
+FILES = {
+    "warped.nii.gz",
+    "ddf.nii.gz",
+    "ddf_itk.nii.gz",
+    "inverse_ddf.nii.gz",
+    "affine.txt",
+    "warped_labels.nii.gz",
+    "metrics.json",
+    "provenance.json",
+    "overview.png",
+}
+KEYS = {
+    "seconds",
+    "peak_mb",
+    "similarity_before",
+    "similarity_after",
+    "folding_fraction",
+    "std_log_jacobian",
+    "dice_before",
+    "dice_after",
+    "dice_per_label",
+    "tre_mm_before",
+    "tre_mm_after",
+}
+
+
+def write_pair(folder, pair):
+    """An image pair with labels and landmarks as files; returns their paths by name."""
+    names = ("fixed.nii.gz", "moving.nii.gz", "fixed_labels.nii.gz", "moving_labels.nii.gz", "fixed.csv", "moving.csv")
+    paths = {name.replace(".nii.gz", "").replace(".csv", "_points"): folder / name for name in names}
+    io.save_image(paths["fixed"], pair.fixed * 900, pair.fixed_grid)
+    io.save_image(paths["moving"], pair.moving * 700, pair.moving_grid)
+    io.save_labels(paths["fixed_labels"], pair.fixed_labels, pair.fixed_grid)
+    io.save_labels(paths["moving_labels"], pair.moving_labels, pair.moving_grid)
+    io.save_points(paths["fixed_points"], pair.truth.fixed_points)
+    io.save_points(paths["moving_points"], pair.truth.moving_points)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def brains(tmp_path_factory):
+    """Two oblique, anisotropic brains of different shapes, on disk."""
+    cohort = phantoms.brain_cohort(2, seed=3, shape=(36, 44, 34), spacing=5.0, oblique=True)
+    return write_pair(tmp_path_factory.mktemp("brains"), cohort.pair())
+
+
+@pytest.fixture(scope="module")
+def slices(tmp_path_factory):
+    cohort = phantoms.brain_cohort(2, seed=3, shape=(60, 72), spacing=3.0)
+    return write_pair(tmp_path_factory.mktemp("slices"), cohort.pair())
+
+
+def labels_and_points(paths):
+    names = ("fixed_labels", "moving_labels", "fixed_points", "moving_points")
+    return [text for name in names for text in (f"--{name.replace('_', '-')}", str(paths[name]))]
+
+
+@pytest.fixture(scope="module")
+def registered(brains, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "deep" / "run"
+    status = cli.main(
+        ["register", str(brains["fixed"]), str(brains["moving"]), "-o", str(out), *labels_and_points(brains)]
+    )
+    assert status == 0
+    return out
+
+
+# -- what it writes ---------------------------------------------------------------------------------------------
+def test_register_writes_every_file_and_key_and_improves(registered):
+    assert {path.name for path in registered.iterdir()} == FILES
+    values = json.loads((registered / "metrics.json").read_text())
+    assert values.keys() >= KEYS
+    assert values["tre_mm_before"] > 4
+    assert values["tre_mm_after"] < 0.5 * values["tre_mm_before"]
+    assert values["dice_after"] > values["dice_before"] + 0.1
+    assert values["folding_fraction"] == 0
+    assert values["similarity_after"] > values["similarity_before"]
+
+
+def test_provenance_names_command_versions_threads_and_inputs(registered, brains):
+    record = json.loads((registered / "provenance.json").read_text())
+    assert record["versions"].keys() >= {"python", "reglib", "torch"}
+    assert record["threads"] == torch.get_num_threads()
+    assert set(record["inputs"]) == {str(path) for path in brains.values()}
+    assert all(len(digest) == 64 for digest in record["inputs"].values())
+
+
+def test_warped_has_the_fixed_header_and_the_moving_intensities(registered, brains):
+    warped, fixed, moving = (nib.load(p) for p in (registered / "warped.nii.gz", brains["fixed"], brains["moving"]))
+    assert warped.shape == fixed.shape
+    np.testing.assert_allclose(warped.affine, fixed.affine, atol=1e-4)
+    assert warped.get_data_dtype() == np.float32
+    assert 0.8 < warped.get_fdata().max() / moving.get_fdata().max() <= 1.0 + 1e-6
+
+
+def test_simpleitk_reproduces_the_warped_image_from_the_exported_field(registered, brains):
+    moving = sitk.ReadImage(str(brains["moving"]), sitk.sitkFloat32)
+    fixed = sitk.ReadImage(str(brains["fixed"]))
+    vectors = sitk.ReadImage(str(registered / "ddf_itk.nii.gz"), sitk.sitkVectorFloat64)
+    theirs = sitk.Resample(moving, fixed, sitk.DisplacementFieldTransform(vectors), sitk.sitkLinear, 0.0)
+    theirs = sitk.GetArrayFromImage(theirs).transpose(2, 1, 0)
+    ours = nib.load(registered / "warped.nii.gz").get_fdata()
+    inside = nib.load(brains["fixed"]).get_fdata() > 0
+    assert np.abs(theirs - ours)[inside].max() < 0.01 * 700
+
+
+def test_the_inverse_undoes_the_map(registered, brains):
+    ddf, fixed_grid = io.load_ddf(registered / "ddf.nii.gz")
+    inverse, moving_grid = io.load_ddf(registered / "inverse_ddf.nii.gz")
+    points = io.load_points(brains["fixed_points"])
+
+    def apply(field_ddf, grid, x):
+        voxels = field.warp_points(grid.points(x, to="voxel", from_="world"), field_ddf)
+        return grid.points(voxels, to="world", from_="voxel")
+
+    there = apply(ddf, fixed_grid, points)
+    assert (there - points).norm(dim=-1).mean() > 3
+    assert (apply(inverse, moving_grid, there) - points).norm(dim=-1).mean() < 0.5
+
+
+def test_warp_reproduces_register_and_maps_points(registered, brains, tmp_path):
+    ddf = str(registered / "ddf.nii.gz")
+    assert cli.main(["warp", str(brains["moving"]), ddf, "-o", str(tmp_path / "w.nii.gz")]) == 0
+    a, b = nib.load(tmp_path / "w.nii.gz").get_fdata(), nib.load(registered / "warped.nii.gz").get_fdata()
+    np.testing.assert_allclose(a, b, atol=0.05)
+    assert cli.main(["warp", str(brains["moving_labels"]), ddf, "-o", str(tmp_path / "l.nii.gz"), "--labels"]) == 0
+    a, b = (np.asarray(nib.load(p).dataobj) for p in (tmp_path / "l.nii.gz", registered / "warped_labels.nii.gz"))
+    np.testing.assert_array_equal(a, b)
+    points = ["--points", str(brains["fixed_points"])]
+    assert cli.main(["warp", str(brains["moving"]), ddf, "-o", str(tmp_path / "p.csv"), *points]) == 0
+    reached, wanted = io.load_points(tmp_path / "p.csv"), io.load_points(brains["moving_points"])
+    values = json.loads((registered / "metrics.json").read_text())
+    assert float((reached - wanted).norm(dim=-1).mean()) == pytest.approx(values["tre_mm_after"], abs=0.02)
+
+
+def test_evaluate_agrees_with_register(registered, brains, tmp_path):
+    arguments = [str(brains["fixed"]), str(brains["moving"]), str(registered / "ddf.nii.gz")]
+    assert cli.main(["evaluate", *arguments, "-o", str(tmp_path / "m.json"), *labels_and_points(brains)]) == 0
+    ours, theirs = (json.loads(p.read_text()) for p in (tmp_path / "m.json", registered / "metrics.json"))
+    for key in ("dice_after", "tre_mm_after", "similarity_after", "folding_fraction"):
+        assert ours[key] == pytest.approx(theirs[key], abs=1e-3)
+
+
+def test_invert_says_what_is_left(registered, tmp_path, capsys):
+    assert cli.main(["invert", str(registered / "ddf.nii.gz"), "-o", str(tmp_path / "i.nii.gz")]) == 0
+    assert "round trip" in capsys.readouterr().out
+    ddf, grid = io.load_ddf(registered / "ddf.nii.gz")
+    inverse, same = io.load_ddf(tmp_path / "i.nii.gz")
+    assert same == grid
+    inside = tuple(slice(n // 4, 3 * n // 4) for n in grid.shape)
+    assert metrics.inverse_error(ddf, inverse, grid=grid)[(..., *inside)].mean() < 0.15 * min(grid.spacing)
+
+
+@pytest.mark.parametrize("model", ["rigid", "affine", "ffd", "dense"])
+def test_every_model_runs_in_2d(slices, tmp_path, model):
+    arguments = [str(slices["fixed"]), str(slices["moving"]), "-o", str(tmp_path), "--transform", model]
+    assert cli.main(["register", *arguments, "--quality", "fast", *labels_and_points(slices)]) == 0
+    values = json.loads((tmp_path / "metrics.json").read_text())
+    assert values["similarity_after"] > values["similarity_before"]
+    if model != "rigid":
+        assert values["tre_mm_after"] < values["tre_mm_before"]
+    assert nib.load(tmp_path / "ddf.nii.gz").shape == (60, 72, 1, 2)
+    assert nib.load(tmp_path / "ddf_itk.nii.gz").shape == (60, 72, 1, 1, 2)
+    assert np.loadtxt(tmp_path / "affine.txt").shape == (4, 4)
+
+
+def test_options_reach_the_registration(slices, tmp_path):
+    arguments = [str(slices["fixed"]), str(slices["moving"]), "-o", str(tmp_path), "--no-affine", "--similarity", "mi"]
+    assert cli.main(["register", *arguments, "--threads", "1", "--device", "cpu"]) == 0
+    linear = np.loadtxt(tmp_path / "affine.txt")
+    np.testing.assert_allclose(linear[:3, :3], np.eye(3), atol=1e-9)
+
+
+# -- bad input --------------------------------------------------------------------------------------------------
+def save(path, array, affine=None):
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def image_faults(folder, good):
+    """Name, words that the sentence must hold, and a file with that fault."""
+    values = np.random.default_rng(0).random((9, 12, 7)).astype(np.float32)
+    holes = values.copy()
+    holes[2, 3, 4] = np.nan
+    endless = values.copy()
+    endless[0] = np.inf
+    whole = good.read_bytes()
+    (folder / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.nii").write_text("this is no image\n" * 40)
+    (folder / "empty.nii").write_bytes(b"")
+    rgb = np.zeros((9, 12, 7), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    header = nib.load(save(folder / "plain.nii", values)).header
+    raw = bytearray((folder / "plain.nii").read_bytes())
+    raw[252:256] = b"\0" * 4  # qform_code, sform_code
+    raw[80:92] = b"\0" * 12  # pixdim 1 to 3
+    (folder / "flat.nii").write_bytes(bytes(raw))
+    singular = bytearray((folder / "plain.nii").read_bytes())
+    singular[254:256] = (1).to_bytes(2, "little")
+    singular[252:254] = b"\0\0"
+    singular[280:296] = b"\0" * 16  # first row of the sform
+    (folder / "singular.nii").write_bytes(bytes(singular))
+    assert header["sform_code"] >= 0
+    return {
+        "missing": (("no such file",), folder / "absent.nii.gz"),
+        "truncated": (("cut.nii.gz",), folder / "cut.nii.gz"),
+        "text": (("text.nii",), folder / "text.nii"),
+        "empty": (("empty.nii",), folder / "empty.nii"),
+        "nan": (("NaN",), save(folder / "nan.nii.gz", holes)),
+        "infinite": (("infinite",), save(folder / "inf.nii.gz", endless)),
+        "4-D": (("4-D",), save(folder / "four.nii.gz", np.stack([values] * 3, -1))),
+        "RGB": (("RGB",), save(folder / "rgb.nii.gz", rgb)),
+        "zero-spacing": (("flat.nii",), folder / "flat.nii"),
+        "singular": (("singular.nii",), folder / "singular.nii"),
+        "constant": (("constant",), save(folder / "one.nii.gz", np.ones_like(values))),
+        "2-D": (("2-D",), save(folder / "flat2.nii.gz", values[:, :, :1])),
+    }
+
+
+FAULTS = "missing truncated text empty nan infinite 4-D RGB zero-spacing singular constant 2-D".split()
+
+
+def run(arguments, capsys):
+    """Status and the lines on stderr."""
+    capsys.readouterr()
+    status = cli.main([str(a) for a in arguments])
+    return status, capsys.readouterr().err.strip().splitlines()
+
+
+def assert_one_sentence(arguments, capsys, words, out):
+    status, lines = run(arguments, capsys)
+    assert status == 2
+    assert len(lines) == 1, lines
+    for word in words:
+        assert word.lower() in lines[0].lower()
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("role", ["fixed", "moving"])
+def test_bad_images_get_one_sentence_and_leave_nothing(brains, tmp_path, capsys, no_jaxtyping, fault, role):
+    words, bad = image_faults(tmp_path, brains["fixed"])[fault]
+    files = [bad, brains["moving"]] if role == "fixed" else [brains["fixed"], bad]
+    out = tmp_path / "out"
+    assert_one_sentence(["register", *files, "-o", out], capsys, words, out)
+    if role == "moving" and fault not in ("constant",):
+        ddf = io_identity(tmp_path, brains["fixed"])
+        assert_one_sentence(["warp", bad, ddf, "-o", out / "w.nii.gz"], capsys, (), out)
+
+
+def io_identity(folder, image):
+    grid = Grid.from_nifti(nib.load(image))
+    io.save_ddf(folder / "zero.nii.gz", field.identity_ddf(grid), grid)
+    return folder / "zero.nii.gz"
+
+
+def test_bad_labels_masks_and_points(brains, tmp_path, capsys, no_jaxtyping):
+    shape, affine = nib.load(brains["fixed"]).shape, nib.load(brains["fixed"]).affine
+    half = save(tmp_path / "half.nii.gz", np.full(shape, 0.5, np.float32), affine)
+    elsewhere = save(tmp_path / "elsewhere.nii.gz", np.ones(shape, np.uint8), np.eye(4))
+    nothing = save(tmp_path / "nothing.nii.gz", np.zeros(shape, np.uint8), affine)
+    header = tmp_path / "header.csv"
+    header.write_text("a,b,c\n1,2,3\n")
+    out = tmp_path / "out"
+    start = ["register", brains["fixed"], brains["moving"], "-o", out]
+    both = ["--moving-labels", brains["moving_labels"], "--fixed-labels"]
+    assert_one_sentence([*start, *both, half], capsys, ("whole",), out)
+    assert_one_sentence([*start, *both, elsewhere], capsys, ("elsewhere.nii.gz", "grid"), out)
+    assert_one_sentence([*start, "--fixed-mask", nothing], capsys, ("empty",), out)
+    assert_one_sentence([*start, "--fixed-labels", brains["fixed_labels"]], capsys, ("together",), out)
+    points = ["--fixed-points", header, "--moving-points", brains["moving_points"]]
+    assert_one_sentence([*start, *points], capsys, ("x,y,z",), out)
+
+
+def test_bad_fields(brains, tmp_path, capsys, no_jaxtyping):
+    affine = nib.load(brains["fixed"]).affine
+    shape = nib.load(brains["fixed"]).shape
+    two = save(tmp_path / "two.nii.gz", np.zeros((*shape, 2), np.float32), affine)
+    out = tmp_path / "out"
+    files = [brains["fixed"], brains["moving"]]
+    assert_one_sentence(["warp", brains["moving"], two, "-o", out / "w.nii.gz"], capsys, ("component",), out)
+    assert_one_sentence(["evaluate", *files, two, "-o", out / "m.json"], capsys, ("component",), out)
+    other = io_identity(tmp_path, brains["moving"])
+    assert_one_sentence(["evaluate", *files, other, "-o", out / "m.json"], capsys, ("grid",), out)
+    assert_one_sentence(["invert", two, "-o", out / "i.nii.gz"], capsys, ("component",), out)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["register"],
+        ["register", "a.nii.gz"],
+        ["register", "a", "b", "-o", "c", "--transform", "magic"],
+        ["register", "a", "b", "-o", "c", "--threads", "0"],
+        ["register", "a", "b", "-o", "c", "--no-such-option"],
+        ["warp", "a", "b"],
+        ["no-such-command"],
+    ],
+)
+def test_usage_errors_are_one_line(arguments, capsys):
+    status, lines = run(arguments, capsys)
+    assert status == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("reglib: ")
+
+
+def test_an_output_folder_that_cannot_be_written(brains, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    status, lines = run(["register", brains["fixed"], brains["moving"], "-o", tmp_path / "file" / "out"], capsys)
+    assert (status, len(lines)) == (2, 1)
+    assert "file" in lines[0]
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_qform_unlike_the_sform_is_a_warning_that_names_the_one_used(brains, tmp_path, capsys):
+    image = nib.load(brains["fixed"])
+    other = image.affine.copy()
+    other[:3, 3] += 30
+    image.set_qform(other, code=1)
+    image.set_sform(image.affine, code=1)
+    nib.save(image, tmp_path / "two_minds.nii.gz")
+    ddf = io_identity(tmp_path, brains["fixed"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        status, lines = run(["warp", tmp_path / "two_minds.nii.gz", ddf, "-o", tmp_path / "w.nii.gz"], capsys)
+    assert status == 0
+    assert len(lines) == 1
+    assert "warning" in lines[0]
+    assert "sform" in lines[0]
+
+
+# -- doctor -----------------------------------------------------------------------------------------------------
+def test_doctor_statuses(brains, tmp_path, capsys):
+    assert cli.main(["doctor", str(brains["fixed"]), str(brains["moving"])]) == 0
+    assert "fixed.nii.gz" in capsys.readouterr().out
+    bad = save(tmp_path / "nan.nii.gz", np.full((9, 12, 7), np.nan, np.float32))
+    assert cli.main(["doctor", str(bad)]) == 1
+    assert "NaN" in capsys.readouterr().out
+    status, lines = run(["doctor", tmp_path / "absent.nii"], capsys)
+    assert (status, len(lines)) == (2, 1)
+
+
+def test_a_gzip_of_text_is_named(tmp_path, capsys, brains):
+    path = tmp_path / "notes.nii.gz"
+    path.write_bytes(gzip.compress(b"only words " * 50))
+    status, lines = run(["register", path, brains["moving"], "-o", tmp_path / "out"], capsys)
+    assert (status, len(lines)) == (2, 1)
+    assert "notes.nii.gz" in lines[0]
