@@ -10,8 +10,9 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from . import field, io, losses, metrics, transforms
 from .grid import Axes, Grid, GridMismatchError
 from .optimize import Options, Registration, align_moments, choose_start, register
 
+UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
+# would reward zooming into a flat patch until its noise fills the histogram
+MUTUAL_INFORMATION = partial(losses.mi_loss, warped_range=UNIT, fixed_range=UNIT)
 SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "lncc": losses.lncc_loss,
     "ncc": losses.ncc_loss,
     "mse": losses.mse_loss,
-    "mi": losses.mi_loss,
+    "mi": MUTUAL_INFORMATION,
 }
 STEPS = {"fast": (60, 40, 10), "accurate": (80, 60, 40)}  # of the deformable part, coarse to fine
 COARSEST = 20  # voxels along the longest axis that a level keeps at least
@@ -170,20 +174,43 @@ def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, shared
     centers = identity.clone()
     centers[:-1, -1] = torch.tensor(case.moving_grid.center) - torch.tensor(case.fixed_grid.center)
     candidates = [identity, centers, align_moments(fixed, moving, **grids)]
-    matrix = choose_start(fixed, moving, candidates, similarity=losses.mi_loss, **grids)
-    models: list[type[transforms.Linear]] = [transforms.Rigid, transforms.Affine]
+    matrix = choose_start(fixed, moving, candidates, similarity=MUTUAL_INFORMATION, **grids)
     if settings.transform == "rigid":
-        models = [transforms.Rigid]
-    elif settings.transform != "affine" and not settings.affine_first:
-        models = [transforms.Translation]
+        return _align_by([transforms.Rigid], matrix, fixed, moving, case, shared)
+    if settings.transform == "affine" or settings.affine_first:
+        return _align_by([transforms.Rigid, transforms.Affine], matrix, fixed, moving, case, shared)
+    return _align_by([], matrix, fixed, moving, case, shared)
+
+
+def _align_by(
+    models: Sequence[type[transforms.Linear]],
+    matrix: Tensor,
+    fixed: Tensor,
+    moving: Tensor,
+    case: Case,
+    shared: dict[str, Any],
+) -> Registration:
+    """Fit each model from where the one before ended; one that ends less alike than it began is left out."""
+    levels = _levels(case.fixed_grid)[:2]
+    best = _still(transforms.Translation(case.fixed_grid, matrix=matrix), case, fixed, moving)
     for model in models:
-        levels = _levels(case.fixed_grid)[:2]
-        steps = [0 if model is transforms.Translation else count for count in (100, 50)[: len(levels)]]
         start = model(case.fixed_grid, matrix=matrix)
-        found = register(fixed, moving, start, similarity=losses.mi_loss, levels=levels, steps=steps, **shared)
+        steps = (100, 50)[: len(levels)]
+        found = register(fixed, moving, start, similarity=MUTUAL_INFORMATION, levels=levels, steps=steps, **shared)
         assert isinstance(found.transform, transforms.Linear)
-        matrix = found.transform.matrix().detach()
-    return found
+        reached = found.transform.matrix().detach()
+        chosen = choose_start(fixed, moving, [matrix, reached], similarity=MUTUAL_INFORMATION, **_grids(case))
+        if chosen is reached:
+            best, matrix = found, reached
+    return best
+
+
+def _still(transform: transforms.Linear, case: Case, fixed: Tensor, moving: Tensor) -> Registration:
+    """A linear map as it is, in the form of a result."""
+    with torch.no_grad():
+        ddf = transform.ddf().to(fixed.device)
+        warped = field.warp(moving, ddf, padding="zeros", **_grids(case))
+    return Registration(transform, ddf, warped)
 
 
 def _levels(grid: Grid) -> list[int]:
