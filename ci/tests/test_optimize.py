@@ -1,0 +1,501 @@
+"""Registration of images drawn by a formula, so that the true map is known to the last digit."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import affine, apply, inner, largest, oblique, rotation, sentence, smooth_image, voxels
+
+from reglib import field
+from reglib.grid import Grid, GridMismatchError
+from reglib.losses import bending_loss, diffusion_loss, lncc_loss, mi_loss, mse_loss, ncc_loss
+from reglib.optimize import Options, align_moments, choose_start, register
+from reglib.transforms import (
+    Affine,
+    DenseDisplacement,
+    FreeFormDeformation,
+    Rigid,
+    Sequential,
+    Similarity,
+    StationaryVelocity,
+    Translation,
+)
+
+SHAPES = {2: (64, 56), 3: (28, 32, 24)}
+SPACING = {2: (0.8, 1.1), 3: (0.8, 1.0, 1.3)}
+SIZE_MM = {2: 3.0, 3: 3.6}
+QUIET = Options(progress=False)
+# Checking the types of ten thousand calls takes five times as long as the calls; small_run() below checks them.
+long_run = pytest.mark.usefixtures("no_jaxtyping")
+
+
+def fixed_grid(dim):
+    return Grid(SHAPES[dim], oblique(dim, spacing=SPACING[dim]))
+
+
+def scene(grid, *, seed=0):
+    """A picture as a function of world points: blobs of about five voxels, all over and around the grid."""
+    rng, d = np.random.default_rng(seed), grid.dim
+    n = np.array(grid.shape)
+    count = {2: 160, 3: 260}[d]
+    centers = apply(grid.world_from_voxel.numpy(), rng.uniform(-0.2 * n, 1.2 * n, (count, d)))
+    widths, heights = rng.uniform(2.0, 4.0, count), rng.uniform(0.3, 1.0, count)
+
+    def picture(points):
+        flat = points.reshape(-1, d)
+        square = (flat**2).sum(1)[:, None] + (centers**2).sum(1) - 2 * flat @ centers.T
+        return (np.exp(-square / (2 * widths**2)) @ heights).reshape(points.shape[:-1])
+
+    return picture
+
+
+def waves(grid, size_mm):
+    """A smooth displacement of world points, mm, about `size_mm` long on average."""
+    d, n, s = grid.dim, np.array(grid.shape), np.array(grid.spacing)
+    inverse = np.linalg.inv(grid.world_from_voxel.numpy())
+
+    def displacement(points):
+        t = np.pi * apply(inverse, points) / (n - 1)
+        parts = [np.cos(1.1 * t[..., k] + 0.4 * k) * np.cos(0.9 * t[..., (k + 1) % d] - 0.5) for k in range(d)]
+        return 1.45 * size_mm / math.sqrt(d) * np.stack(parts, axis=-1) * s / s.mean()
+
+    return displacement
+
+
+def draw(picture, grid, displacement=None):
+    """(1, 1, *s) the picture at x + u(x) for every voxel center x."""
+    x = apply(grid.world_from_voxel.numpy(), voxels(grid.shape))
+    moved = x if displacement is None else x + displacement(x)
+    return torch.from_numpy(picture(moved)).float()[None, None]
+
+
+def true_ddf(grid, displacement):
+    """(1, d, *s) voxels of the grid."""
+    x = apply(grid.world_from_voxel.numpy(), voxels(grid.shape))
+    moves = displacement(x) @ np.linalg.inv(grid.world_from_voxel.numpy()[:-1, :-1]).T
+    return torch.from_numpy(np.moveaxis(moves, -1, 0)[None])
+
+
+def error(ddf, truth, margin=4):
+    """Mean distance from the truth in voxels, away from the border."""
+    return float(inner(ddf.detach().double() - truth, margin).norm(dim=1).mean())
+
+
+def curved_pair(dim, *, moving_grid=None, seed=0):
+    """Fixed, moving and the true ddf between them."""
+    grid = fixed_grid(dim)
+    picture, move = scene(grid, seed=seed), waves(grid, SIZE_MM[dim])
+    return draw(picture, grid, move), draw(picture, moving_grid or grid), true_ddf(grid, move)
+
+
+MODELS = {
+    "velocity": StationaryVelocity,
+    "free form": lambda grid: FreeFormDeformation(grid, control_spacing_mm=5.5),
+    "dense": DenseDisplacement,
+}
+
+
+# -- accuracy --------------------------------------------------------------------
+@long_run
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("dim", [2, 3])
+def test_register_finds_a_known_deformation(dim, model):
+    fixed, moving, truth = curved_pair(dim)
+    result = register(
+        fixed,
+        moving,
+        MODELS[model](fixed_grid(dim)),
+        similarity=lncc_loss,
+        regularizer=bending_loss,
+        weight=0.1,
+        options=QUIET,
+    )
+    assert error(0 * truth, truth) > 2
+    assert error(result.ddf, truth) < 0.5
+    if model == "velocity":
+        assert field.jacobian_determinant(result.ddf).min() > 0
+
+
+@long_run
+@pytest.mark.parametrize("similarity", [mse_loss, ncc_loss, mi_loss])
+def test_every_similarity_finds_it(similarity):
+    fixed, moving, truth = curved_pair(2)
+    result = register(
+        fixed,
+        moving,
+        StationaryVelocity(fixed_grid(2)),
+        similarity=similarity,
+        regularizer=bending_loss,
+        weight=1.0 if similarity is mi_loss else 0.1,
+        steps=(60, 40, 15),
+        options=QUIET,
+    )
+    assert error(0 * truth, truth) > 2
+    assert error(result.ddf, truth) < 0.5
+
+
+@long_run
+@pytest.mark.parametrize("dim", [2, 3])
+def test_moving_image_on_another_grid(dim):
+    """Other shape, spacing, axis order and rotation: only the world connects the two."""
+    grid = fixed_grid(dim)
+    shape = {2: (60, 96), 3: (44, 34, 40)}[dim]
+    header = oblique(
+        dim, angles={2: (-31.0,), 3: (-8.0, 15.0, 12.0)}[dim], spacing=(1.2, 0.7, 0.9)[:dim], flips=(-1, 1, -1)[:dim]
+    )
+    header[:-1, -1] += np.array(grid.center) - apply(header, (np.array(shape) - 1) / 2)
+    moving_grid = Grid(shape, header)
+    fixed, moving, truth = curved_pair(dim, moving_grid=moving_grid)
+    result = register(
+        fixed,
+        moving,
+        StationaryVelocity(grid),
+        similarity=lncc_loss,
+        regularizer=bending_loss,
+        weight=0.1,
+        steps=(80, 40, 15),
+        moving_grid=moving_grid,
+        options=QUIET,
+    )
+    assert error(0 * truth, truth) > 2
+    assert error(result.ddf, truth, margin=5) < 0.5
+    expected = field.warp(moving, result.ddf, padding="zeros", moving_grid=moving_grid, fixed_grid=grid)
+    assert largest(result.warped, expected) < 1e-6
+
+
+@long_run
+@pytest.mark.parametrize(("model", "kind"), [(Translation, 0), (Rigid, 1), (Similarity, 2), (Affine, 3)])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_linear_models_find_their_matrix(dim, model, kind):
+    grid = fixed_grid(dim)
+    linear = np.eye(dim)
+    if kind > 0:
+        linear = rotation({2: (7.0,), 3: (4.0, -5.0, 6.0)}[dim])
+    if kind == 2:
+        linear = linear * 1.08
+    if kind == 3:
+        linear = linear @ np.diag((1.1, 0.93, 1.05)[:dim]) @ (np.eye(dim) + np.triu(np.full((dim, dim), 0.06), 1))
+    center = np.array(grid.center)
+    truth = affine(linear, center - linear @ center + np.array((1.6, -1.9, 1.2)[:dim]))
+    picture = scene(grid, seed=3)
+    fixed, moving = draw(picture, grid, lambda x: apply(truth, x) - x), draw(picture, grid)
+    result = register(
+        fixed, moving, model(grid), similarity=ncc_loss, levels=(4, 2, 1), steps=(80, 40, 25), options=QUIET
+    )
+    expected = true_ddf(grid, lambda x: apply(truth, x) - x)
+    assert error(0 * expected, expected) > 2
+    assert error(result.ddf, expected) < 0.3
+    np.testing.assert_allclose(result.transform.matrix().detach().numpy()[:-1, :-1], linear, atol=0.03)
+
+
+@long_run
+def test_affine_and_velocity_are_fitted_together():
+    grid = fixed_grid(2)
+    picture, bend = scene(grid), waves(grid, 1.6)
+    turn = rotation((9.0,))
+    center = np.array(grid.center)
+    matrix = affine(turn, center - turn @ center + np.array((2.0, -1.5)))
+
+    def move(x):
+        return apply(matrix, x + bend(x)) - x
+
+    fixed, moving, truth = draw(picture, grid, move), draw(picture, grid), true_ddf(grid, move)
+    result = register(
+        fixed,
+        moving,
+        Sequential(Affine(grid), StationaryVelocity(grid)),
+        similarity=lncc_loss,
+        regularizer=bending_loss,
+        weight=0.05,
+        options=QUIET,
+    )
+    assert error(0 * truth, truth) > 2
+    assert error(result.ddf, truth) < 0.5
+
+
+@long_run
+@pytest.mark.parametrize("model", [*MODELS, "affine"])
+def test_no_motion_is_left_alone(model):
+    """The loss starts at its least: an optimizer that walks on regardless invents a deformation."""
+    grid = fixed_grid(2)
+    image = draw(scene(grid), grid)
+    transform = MODELS[model](grid) if model in MODELS else Affine(grid)
+    result = register(image, image, transform, similarity=lncc_loss, regularizer=bending_loss, options=QUIET)
+    assert result.ddf.detach().norm(dim=1).mean() < 0.05
+    assert result.ddf.detach().norm(dim=1).max() < 0.5
+
+
+# -- masks and fields of view ----------------------------------------------------
+@long_run
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+def test_a_mask_excludes_a_planted_artefact(side):
+    """A bright bar that only one image has: masked out, the result is as good as without it."""
+    fixed, moving, truth = curved_pair(2)
+    bar = torch.zeros(1, 1, *SHAPES[2])
+    bar[:, :, 22:34, 12:44] = 1
+    grown = torch.nn.functional.max_pool2d(bar, 7, stride=1, padding=3)
+    planted = {"fixed": fixed, "moving": moving}
+    planted[side] = planted[side] * (1 - bar) + 6 * bar
+
+    def run(**masks):
+        model = StationaryVelocity(fixed_grid(2))
+        arguments = {"similarity": mse_loss, "regularizer": bending_loss, "weight": 1.0, "options": QUIET}
+        return error(register(planted["fixed"], planted["moving"], model, **arguments, **masks).ddf, truth)
+
+    with_mask, without = run(**{f"{side}_mask": 1 - grown}), run()
+    assert with_mask < 0.5
+    assert without > 1.5 * with_mask
+
+
+@long_run
+def test_a_cut_field_of_view_does_not_pull():
+    """Half of the moving image is missing: what lies outside must not count as a match or a mismatch."""
+    grid = fixed_grid(2)
+    moving_grid = grid.crop((0, 0), (40, 56))
+    fixed, moving, truth = curved_pair(2, moving_grid=moving_grid)
+    result = register(
+        fixed,
+        moving,
+        StationaryVelocity(grid),
+        similarity=mse_loss,
+        regularizer=bending_loss,
+        weight=0.05,
+        moving_grid=moving_grid,
+        options=QUIET,
+    )
+    seen = field.valid_mask(truth.float(), moving_grid=moving_grid, fixed_grid=grid)
+    seen[:, :, 30:] = False
+    gap = (result.ddf.detach().double() - truth).norm(dim=1, keepdim=True)
+    assert float(truth.norm(dim=1, keepdim=True)[seen].mean()) > 2
+    assert float(gap[seen].mean()) < 0.7
+
+
+# -- the record ------------------------------------------------------------------
+def small_run(transform=None, **changes):
+    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    picture = scene(grid)
+    arguments = {
+        "similarity": mse_loss,
+        "regularizer": diffusion_loss,
+        "weight": 0.3,
+        "levels": (2, 1),
+        "steps": (6, 4),
+        "options": QUIET,
+    }
+    arguments |= changes
+    return register(
+        draw(picture, grid, waves(grid, 1.5)), draw(picture, grid), transform or StationaryVelocity(grid), **arguments
+    )
+
+
+def test_history_records_every_step_and_term():
+    history = small_run().history
+    assert [(r["level"], r["step"]) for r in history] == [(2, k) for k in range(6)] + [(1, k) for k in range(4)]
+    for record in history:
+        assert set(record) == {"level", "step", "loss", "similarity", "regularizer"}
+        assert abs(record["loss"] - record["similarity"] - 0.3 * record["regularizer"]) < 1e-6
+    assert history[0]["regularizer"] == 0
+    assert history[-1]["regularizer"] > 0
+    assert history[5]["similarity"] < history[0]["similarity"]
+
+
+def test_first_record_is_the_similarity_of_the_untouched_images():
+    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    picture = scene(grid)
+    fixed, moving = draw(picture, grid, waves(grid, 1.5)), draw(picture, grid)
+    first = small_run(levels=(1,), steps=(1,)).history[0]
+    assert abs(first["similarity"] - float(((fixed - moving) ** 2).mean())) < 1e-6
+
+
+def test_without_regularizer_the_loss_is_the_similarity():
+    assert all(r["loss"] == r["similarity"] and r["regularizer"] == 0 for r in small_run(regularizer=None).history)
+
+
+def test_a_level_ends_early_when_nothing_improves():
+    impatient = Options(progress=False, tolerance=0.9, patience=3)
+    history = small_run(steps=(40, 30), options=impatient).history
+    counts = [sum(r["level"] == level for r in history) for level in (2, 1)]
+    assert counts == [6, 6]  # twice the patience, then the comparison
+    assert len(small_run(steps=(40, 30), options=Options(progress=False, tolerance=-math.inf)).history) == 70
+
+
+@long_run
+def test_the_given_transform_is_not_changed():
+    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    for transform in (
+        StationaryVelocity(grid),
+        DenseDisplacement(grid),
+        FreeFormDeformation(grid, control_spacing_mm=6.0),
+        Affine(grid),
+        Sequential(Rigid(grid), StationaryVelocity(grid)),
+    ):
+        for levels in ((1,), (2, 1)):
+            result = small_run(transform, levels=levels, steps=(5,) * len(levels))
+            assert result.transform is not transform
+            assert all(largest(p) == 0 for p in transform.parameters())
+            assert all(p.grad is None for p in transform.parameters())
+            assert largest(result.ddf) > 0.1
+
+
+def test_frozen_parts_stay_as_they_are():
+    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    rigid = Rigid(grid)
+    rigid.translation_mm.data += 0.5
+    result = small_run(Sequential(rigid.freeze(), StationaryVelocity(grid)))
+    fitted = list(result.transform)
+    assert largest(fitted[0].matrix(), rigid.matrix()) < 1e-12
+    assert largest(fitted[1].ddf()) > 0.1
+
+
+@pytest.mark.parametrize("model", [*MODELS, "affine"])
+def test_result_is_plain_data_that_agrees_with_its_parts(model):
+    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    result = small_run(MODELS[model](grid) if model in MODELS else Affine(grid))
+    assert result.ddf.shape == (1, 2, 24, 20)
+    assert not result.ddf.requires_grad
+    assert not result.warped.requires_grad
+    assert largest(result.transform.ddf(grid), result.ddf) < 1e-5
+    moving = draw(scene(grid), grid)
+    assert largest(result.warped, field.warp(moving, result.ddf, padding="zeros")) < 1e-6
+
+
+def test_two_runs_give_the_same_result_and_print_nothing(capsys):
+    first, second = small_run(), small_run()
+    assert torch.equal(first.ddf, second.ddf)
+    assert first.history == second.history
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_shown_unless_switched_off(capsys):
+    small_run(options=Options())
+    assert "register" in capsys.readouterr().err
+
+
+# -- where to start --------------------------------------------------------------
+def lopsided(grid, *, turn_deg, shift, stretch=1.0):
+    """A bean with unequal axes, turned and shifted about the grid's center, as a picture."""
+    d, center = grid.dim, np.array(grid.center)
+    turn = rotation(turn_deg)
+    sizes = np.array((6.0, 3.0, 4.2)[:d])
+
+    def picture(points):
+        local = (points - center - np.array(shift)) @ turn
+        return np.exp(-0.5 * (local / sizes) ** 2).prod(-1) * (1 + 0.3 * np.tanh(local[..., 0] / 4)) * stretch + 0.2
+
+    return picture
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_moments_align_centers_and_axes(dim):
+    grid = Grid({2: (70, 60), 3: (44, 40, 36)}[dim], oblique(dim, spacing=(0.9, 1.0, 1.1)[:dim]))
+    other = Grid.centered({2: (66, 72), 3: (42, 46, 40)}[dim], 0.95, center=grid.center)
+    angle = {2: (28.0,), 3: (0.0, 18.0, 20.0)}[dim]
+    shift = np.array((3.0, -2.0, 1.5)[:dim])
+    fixed = draw(lopsided(grid, turn_deg=np.zeros(len(angle)), shift=np.zeros(dim)), grid)
+    moving = draw(lopsided(grid, turn_deg=angle, shift=shift, stretch=3.0), other)
+    turn, center = rotation(angle), np.array(grid.center)
+    expected = affine(turn, center + shift - turn @ center)
+    arguments = {"fixed_grid": grid, "moving_grid": other}
+    found = align_moments(fixed, moving, **arguments, rotate=True).numpy()
+    np.testing.assert_allclose(found[:-1, :-1], turn, atol=0.02)
+    np.testing.assert_allclose(apply(found, center), apply(expected, center), atol=0.15)
+    shift_only = align_moments(fixed, moving, **arguments).numpy()
+    np.testing.assert_allclose(shift_only[:-1, :-1], np.eye(dim))
+    mean = apply(grid.world_from_voxel.numpy(), voxels(grid.shape))
+    weight = (fixed - fixed.min())[0, 0].double().numpy()
+    mean = (mean * weight[..., None]).reshape(-1, dim).sum(0) / weight.sum()
+    np.testing.assert_allclose(apply(shift_only, mean), apply(found, mean), atol=1e-6)
+
+
+def test_moments_of_equal_images_are_the_identity():
+    grid = fixed_grid(3)
+    image = draw(scene(grid), grid)
+    found = align_moments(image, image, fixed_grid=grid, moving_grid=grid, rotate=True)
+    np.testing.assert_allclose(found.numpy(), np.eye(4), atol=1e-9)
+
+
+def test_choose_start_takes_the_matrix_under_which_the_images_agree():
+    grid = fixed_grid(2)
+    picture = scene(grid)
+    shifts = [affine(np.eye(2), (9.0 * k, -4.0 * k)) for k in (-2, -1, 0, 1, 2)]
+    moving_grid = Grid((90, 80), oblique(2, angles=(5.0,), spacing=(1.0, 1.0), origin=(-60.0, 5.0), flips=(1, 1)))
+    moving_grid = Grid.centered((90, 80), 1.0, center=grid.center)
+    fixed = draw(picture, grid, lambda x: apply(shifts[3], x) - x)
+    chosen = choose_start(
+        fixed,
+        draw(picture, moving_grid),
+        [torch.from_numpy(m) for m in shifts],
+        similarity=ncc_loss,
+        fixed_grid=grid,
+        moving_grid=moving_grid,
+    )
+    np.testing.assert_allclose(chosen.numpy(), shifts[3])
+
+
+# -- errors ----------------------------------------------------------------------
+GRID = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+IMAGE = smooth_image((24, 20))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "moving", "changes", "error", "words"),
+    [
+        (IMAGE * torch.nan, IMAGE, {}, ValueError, ("fixed", "finite", "NaN")),
+        (IMAGE, IMAGE / 0, {}, ValueError, ("moving", "finite")),
+        (IMAGE * 0 + 100.3, IMAGE, {}, ValueError, ("fixed", "constant", "100.3")),
+        (IMAGE, IMAGE * 0, {}, ValueError, ("moving", "constant")),
+        (IMAGE, IMAGE, {"fixed_mask": IMAGE * 0}, ValueError, ("fixed_mask", "empty")),
+        (IMAGE, IMAGE, {"moving_mask": IMAGE * 0}, ValueError, ("moving_mask", "empty")),
+        (IMAGE, IMAGE, {"fixed_mask": IMAGE[:, :, :9]}, GridMismatchError, ("fixed_mask", "24, 20", "(1, 1, 9, 20)")),
+        (IMAGE, IMAGE[:, :, :9], {}, GridMismatchError, ("moving", "24, 20", "(1, 1, 9, 20)")),
+        (IMAGE[:, :, :9], IMAGE, {}, GridMismatchError, ("fixed", "24, 20", "(1, 1, 9, 20)")),
+        (IMAGE, IMAGE, {"moving_grid": Grid((20, 24))}, GridMismatchError, ("moving", "20, 24")),
+        (
+            IMAGE,
+            smooth_image((9, 12, 7)),
+            {"moving_grid": Grid((9, 12, 7))},
+            ValueError,
+            ("2-D", "3-D", "fixed", "moving"),
+        ),
+        (IMAGE, IMAGE, {"levels": (2, 1), "steps": (5,)}, ValueError, ("levels", "steps", "(2, 1)", "(5,)")),
+        (IMAGE, IMAGE, {"levels": (), "steps": ()}, ValueError, ("levels", "steps")),
+    ],
+)
+def test_bad_input_is_one_sentence(fixed, moving, changes, error, words, no_jaxtyping):
+    def never(*_, **__):
+        raise AssertionError("the check must come before any work")
+
+    with sentence(error, *words):
+        register(fixed, moving, StationaryVelocity(GRID), similarity=never, options=QUIET, **changes)
+
+
+def test_divergence_is_reported():
+    calls = []
+
+    def explodes(warped, fixed):
+        calls.append(1)
+        return mse_loss(warped, fixed) * (math.inf if len(calls) == 4 else 1)
+
+    with sentence(FloatingPointError, "loss", "inf", "level 2", "step 3", "lr=0.2"):
+        small_run(similarity=explodes)
+
+
+@pytest.mark.parametrize("model", [*MODELS, "affine"])
+def test_a_gradient_that_is_not_a_number_is_reported(model):
+    """sqrt of a difference that is 0 somewhere: the loss is finite, its gradient NaN, and so would be the field.
+
+    One step only: torch's grid_sample ends the process when it differentiates at NaN coordinates.
+    """
+    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    image = draw(scene(grid), grid)
+    with pytest.raises((FloatingPointError, ValueError), match=r"diverge|gradient|NaN|nan"):
+        register(
+            image,
+            image,
+            MODELS[model](grid) if model in MODELS else Affine(grid),
+            similarity=lambda warped, fixed: (warped * 0).sqrt().sum() + mse_loss(warped, fixed),
+            levels=(1,),
+            steps=(1,),
+            options=QUIET,
+        )
