@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from chapter import tags
+from runner import ADDED
 
 PROFILES = ("smoke", "lite")
 NO_WORDS = "No description has been provided for this image"  # what nbconvert writes where it finds no words
@@ -68,6 +70,7 @@ def _page(node: nbformat.NotebookNode) -> str:
     from nbconvert import HTMLExporter
 
     node.metadata.pop("widgets", None)
+    node.cells = [cell for cell in node.cells if not ADDED & set(tags(cell))]
     page, _ = HTMLExporter().from_notebook_node(node)
     for _, words in _figures(node):
         page = page.replace(NO_WORDS, html.escape(words or "figure", quote=True), 1)

@@ -66,6 +66,8 @@ def warp(
             f"moving {tuple(moving.shape[2:])} and ddf {tuple(ddf.shape[2:])} have different shapes; pass moving_grid "
             "and fixed_grid so that they meet in the world."
         )
+    if moving_grid is not None:
+        require_on_grid(moving, moving_grid, "moving")
     return _sample(moving, _targets(ddf, moving, moving_grid, fixed_grid), mode, padding)
 
 
@@ -86,12 +88,12 @@ def warp_labels(
     """
     grids: Any = {"moving_grid": moving_grid, "fixed_grid": fixed_grid}
     if method == "nearest":
-        wide = labels.double() if labels.numel() and labels.abs().max() >= 2**24 else labels.float()
+        wide = labels.double() if labels.dtype.itemsize > 2 and _beyond_float32(labels) else labels.float()
         return warp(wide, ddf.to(wide.dtype), mode="nearest", padding="zeros", **grids).to(labels.dtype)
     if method != "linear":
         raise ValueError(f'method must be "nearest" or "linear"; got "{method}".')
     best, result = None, None
-    for label in labels.unique().tolist():
+    for label in sorted({0, *labels.unique().tolist()}):
         outside = 1.0 if label == 0 else 0.0
         score = warp((labels == label).to(ddf.dtype), ddf, padding=outside, **grids)
         better = torch.ones_like(score, dtype=torch.bool) if best is None else score > best
@@ -160,6 +162,10 @@ def resample(
     )
 
 
+def _beyond_float32(labels: Tensor) -> bool:
+    return labels.numel() > 0 and bool(labels.abs().max() >= 2**24)
+
+
 def _working(image: Tensor) -> torch.dtype:
     """float32 at least: half precision has too few digits for coordinates."""
     return torch.float64 if image.dtype == torch.float64 else torch.float32
@@ -180,9 +186,11 @@ def _targets(ddf: Tensor, image: Tensor, moving_grid: Grid | None, fixed_grid: G
     for k in range(d):
         index = torch.arange(ddf.shape[k + 2], device=ddf.device, dtype=dtype)
         moved.append(ddf[:, k].to(dtype) + index.reshape([-1 if j == k else 1 for j in range(d)]))
-    if moving_grid is None or fixed_grid is None or moving_grid == fixed_grid:
+    if moving_grid is None or fixed_grid is None:
         return moved
     require_on_grid(ddf, fixed_grid, "ddf")
+    if moving_grid == fixed_grid:
+        return moved
     matrix = moving_grid.voxel_from_world @ fixed_grid.world_from_voxel
     return [_combine(moved, matrix[k].tolist()) for k in range(d)]
 
@@ -204,10 +212,11 @@ def _sample(image: Tensor, targets: list[Tensor], mode: str, padding: str | floa
         raise ValueError(f'padding must be "border", "zeros" or a number; got "{padding}".')
     if not image.is_floating_point():
         raise TypeError(f"image must be floating point; got {image.dtype}. For labels use field.warp_labels.")
+    working = image.to(torch.float64 if image.dtype == torch.float64 else _working(targets[0]))
+    targets = [x.to(working.dtype) for x in targets]
     if not isinstance(padding, str) and padding != 0:
-        return _sample(image - padding, targets, mode, "zeros") + padding
+        return (_sample(working - padding, targets, mode, "zeros") + padding).to(image.dtype)
     border = padding == "border"
-    working = image.to(targets[0].dtype)
     if mode == "cubic":
         result = _cubic(working, targets)
         if not border:
@@ -308,6 +317,8 @@ def exponential(
     Source: Arsigny et al. 2006, doi:10.1007/11866565_113.
     """
     _check_ddf(velocity, velocity.ndim - 2)
+    if steps is not None and steps < 0:
+        raise ValueError(f"steps must be at least 0 squarings; got {steps}.")
     if shape is not None:
         velocity = resize_ddf(velocity, shape)
     if steps is None:
@@ -350,7 +361,7 @@ def resize_ddf(ddf: Float[Tensor, "b d *s"], shape: Sequence[int]) -> Float[Tens
     Convention: both grids share their first and last voxel centers, as `Grid.resize` makes them.
     """
     _check_ddf(ddf, len(tuple(shape)))
-    factors = [(m - 1) / (n - 1) if n > 1 and m > 1 else 1.0 for n, m in zip(ddf.shape[2:], shape, strict=True)]
+    factors = [(m - 1) / (n - 1) if m > 1 else 1 / n for n, m in zip(ddf.shape[2:], shape, strict=True)]
     scale = torch.tensor(factors, dtype=ddf.dtype, device=ddf.device).reshape(1, -1, *[1] * len(factors))
     return filters.resize(ddf, shape) * scale
 
@@ -389,6 +400,10 @@ def convert_ddf(ddf: Float[Tensor, "b d *s"], grid: Grid, *, to: str, from_: str
 def jacobian(ddf: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d d *s"]:
     """I + grad u:  J[k, j] = delta_kj + d u_k / d p_j, central differences, one-sided at the faces."""
     _check_ddf(ddf, ddf.ndim - 2)
+    return _jacobian(ddf.to(_working(ddf))).to(ddf.dtype)
+
+
+def _jacobian(ddf: Tensor) -> Tensor:
     d = ddf.shape[1]
     columns = [filters.finite_difference(ddf, j + 2) for j in range(d)]
     identity = torch.eye(d, dtype=ddf.dtype, device=ddf.device).reshape(1, d, d, *[1] * d)
@@ -397,14 +412,15 @@ def jacobian(ddf: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d d *s"]:
 
 def jacobian_determinant(ddf: Float[Tensor, "b d *s"]) -> Float[Tensor, "b 1 *s"]:
     """det(I + grad u): local change of volume from fixed to moving; at or below 0 the map folds."""
-    j = jacobian(ddf)
+    _check_ddf(ddf, ddf.ndim - 2)
+    j = _jacobian(ddf.to(_working(ddf)))
     if ddf.shape[1] == 2:
-        return (j[:, 0, 0] * j[:, 1, 1] - j[:, 0, 1] * j[:, 1, 0]).unsqueeze(1)
+        return (j[:, 0, 0] * j[:, 1, 1] - j[:, 0, 1] * j[:, 1, 0]).unsqueeze(1).to(ddf.dtype)
     total = sum(
         j[:, 0, a] * (j[:, 1, b] * j[:, 2, c] - j[:, 1, c] * j[:, 2, b])
         for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
     )
-    return torch.as_tensor(total).unsqueeze(1)
+    return torch.as_tensor(total).unsqueeze(1).to(ddf.dtype)
 
 
 __all__ = [

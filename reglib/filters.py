@@ -84,6 +84,8 @@ def bspline(image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:
 
 def resize(image: Float[Tensor, "b c *s"], shape: Sequence[int]) -> Float[Tensor, "b c *t"]:
     """Linear interpolation to another shape that keeps the first and last voxel centers; no smoothing."""
+    if len(shape) != image.ndim - 2:
+        raise ValueError(f"shape must have {image.ndim - 2} sizes, one a spatial axis; got {tuple(shape)}.")
     return separable(
         image, [linear_matrix(m, n) if m != n else None for n, m in zip(image.shape[2:], shape, strict=True)]
     )

@@ -51,6 +51,7 @@ def apply_affine(matrix: Float[Tensor, "m m"], points: Float[Tensor, "*k d"]) ->
             f"matrix must be ({d + 1}, {d + 1}) for points with {d} components; got {tuple(matrix.shape)}. "
             "Points are (..., d), components last."
         )
+    points = points if points.is_floating_point() else points.to(torch.get_default_dtype())
     matrix = matrix.to(points)
     return points @ matrix[:-1, :-1].T + matrix[:-1, -1]
 
@@ -220,7 +221,9 @@ class Grid:
 
     def crop(self, start: Sequence[int], stop: Sequence[int]) -> Grid:
         """Voxels `start` to `stop` (excluded) along each axis; the world position of each stays."""
-        if not all(0 <= a < b <= n for a, b, n in zip(start, stop, self.shape, strict=True)):
+        d = self.dim
+        fits = len(start) == len(stop) == d and all(0 <= start[k] < stop[k] <= self.shape[k] for k in range(d))
+        if not fits:
             raise ValueError(
                 f"crop needs 0 <= start < stop <= shape = {self.shape}; got {tuple(start)} to {tuple(stop)}."
             )
@@ -228,13 +231,18 @@ class Grid:
 
     def pad(self, before: Sequence[int], after: Sequence[int]) -> Grid:
         """Add voxels before the first and after the last along each axis; `crop` undoes it."""
-        if min(*before, *after) < 0:
-            raise ValueError(f"pad takes numbers of voxels of at least 0; got {before} and {after}. To cut, crop().")
+        if not len(before) == len(after) == self.dim or min(*before, *after) < 0:
+            raise ValueError(
+                f"pad takes {self.dim} numbers of voxels of at least 0 before and after; got {before} and {after}. "
+                "To cut, crop()."
+            )
         shape = [n + a + b for n, a, b in zip(self.shape, before, after, strict=True)]
         return self._derived(shape, [-a for a in before], [1] * self.dim)
 
     def resize(self, shape: Sequence[int]) -> Grid:
         """Another number of voxels between the same first and last voxel centers: spacing s (n-1)/(m-1)."""
+        if len(shape) != self.dim:
+            raise ValueError(f"shape must have {self.dim} sizes, one an axis; got {tuple(shape)}.")
         step, start = [], []
         for n, m in zip(self.shape, shape, strict=True):
             if n == 1 and m > 1:

@@ -46,7 +46,7 @@ STARTED = "() => [...document.querySelectorAll('.jp-InputPrompt')].some(p => /[\
 FINISHED = """() => {
     const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent);
     const failed = document.querySelector('[data-mime-type="application/vnd.jupyter.error"]');
-    return failed || (prompts.length > 0 && prompts.every(text => /\\d/.test(text)));
+    return failed || (/\\d/.test(prompts.at(-1)) && !prompts.some(text => text.includes('*')));
 }"""
 BYTES = """async image => {
     const bytes = new Uint8Array(await (await fetch(image.src)).arrayBuffer());

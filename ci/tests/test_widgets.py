@@ -7,13 +7,14 @@ import pytest
 import torch
 from helpers import SHAPES, apply, blob, oblique, smooth_ddf, smooth_image
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import PolyCollection, QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.quiver import Quiver
 from test_plot import ALIGNED, GRIDS, LIA, in_plane_mm, planted, shift_ddf
 
 from reglib import field, plot, widgets
 from reglib.grid import Grid, GridMismatchError
+from reglib.phantoms import letter_f
 from reglib.plot import canvas, planes
 from reglib.widgets import Click, Slider
 
@@ -263,7 +264,8 @@ def test_pushing_further_than_the_radius_allows_folds():
         figure = render(state | {"radius_mm": radius})
         cells = [c for c in figure.axes[1].collections if isinstance(c, PolyCollection) and not isinstance(c, Quiver)]
         assert bool(cells) == folds
-        note = next(text for text in figure.axes[1].texts if "Jacobian" in text.get_text())
+        note = figure.axes[1].title
+        assert "Jacobian" in note.get_text()
         assert (to_hex(note.get_color()) == plot.FOLD_COLOR) == folds
         assert ("−" in note.get_text()) == folds
 
@@ -273,7 +275,7 @@ def test_no_push_changes_nothing():
     render, controls = widgets.field_editor(image, PLAIN)
     figure = render(start(controls) | {"dx_mm": 0.0, "dy_mm": 0.0})
     np.testing.assert_allclose(values(figure), image[0, 0].T, atol=1e-6)
-    assert "Jacobian ≥ 1.00" in words(figure)
+    assert figure.axes[1].get_title() == "Jacobian ≥ 1.00"
 
 
 @pytest.mark.parametrize("name", ["LIA 3-D", "oblique 3-D"])
@@ -374,3 +376,116 @@ def test_the_finder_is_right_on_oblique_grids(name):
 
 def test_labels_of_the_pushed_are_not_loud():
     assert canvas.FOLD_COLOR not in widgets.PUSHED.values()
+
+
+# -- rulers, and grids in the world ------------------------------------------------------------------------------
+LETTER = letter_f((16, 16))
+RULERS = {
+    "axis_ruler": widgets.axis_ruler,
+    "half_voxel": widgets.half_voxel,
+    "resize_ruler": widgets.resize_ruler,
+    "storage_puzzle": lambda: widgets.storage_puzzle(LETTER, Grid.centered((16, 16), 2.0), {"A": "PL", "B": "RA"}),
+}
+
+
+def bright_voxels(panel):
+    """Where the voxels above 0 are drawn and what they hold, (k, 3): x, y, value."""
+    (mesh,) = (c for c in panel.collections if isinstance(c, QuadMesh))
+    corners, held = mesh.get_coordinates(), np.asarray(mesh.get_array())
+    centers = (corners[1:, 1:] + corners[:-1, 1:] + corners[1:, :-1] + corners[:-1, :-1]) / 4
+    found = np.concatenate([centers[held > 0], held[held > 0][:, None]], axis=1)
+    return found[np.lexsort(found.round(3).T)]
+
+
+@pytest.mark.parametrize("name", RULERS)
+def test_every_state_of_every_ruler_draws_the_same_twice(name):
+    render, controls = RULERS[name]()
+    for control_name, control in controls.items():
+        for value in control.states():
+            state = start(controls) | {control_name: value}
+            before = copy.deepcopy(state)
+            np.testing.assert_array_equal(draw(render(state)), draw(render(state)))
+            assert state == before
+
+
+def test_the_ruler_reads_the_place_in_every_system():
+    render, _ = widgets.axis_ruler(length_mm=40.0)  # five voxels of 8 mm, centers at -16, -8, 0, 8, 16
+    assert {"2.50", "4.00", "0.20", "0.25"} <= set(words(render({"voxels": 5, "place_mm": 4.0})))
+    assert {"−0.50", "−20.00", "−1.00", "−2.00"} <= set(words(render({"voxels": 2, "place_mm": -20.0})))
+
+
+@pytest.mark.parametrize("n", [2, 7])
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("formula", widgets.NORMALIZED)
+def test_asked_and_read_are_those_of_grid_sample(formula, align_corners, n):
+    render, _ = widgets.half_voxel()
+    figure = render({"formula": formula, "align_corners": align_corners, "voxels": n})
+    asked, read = (np.asarray(line.get_xdata()) for line in figure.axes[0].lines[-2:])
+    np.testing.assert_allclose(asked, np.arange(n))
+    unit = widgets.NORMALIZED[formula](torch.arange(n, dtype=torch.float64), n)
+    ramp = torch.arange(-3.0, n + 3, dtype=torch.float64)  # so wide that nothing is read beyond its ends
+    # The place that unit means on n voxels, on the wider ramp: scale about the middle, which both share.
+    scale = (n - 1) / (n + 5) if align_corners else n / (n + 6)
+    places = torch.stack([torch.zeros_like(unit), unit * scale], dim=-1)[None, None]
+    got = torch.nn.functional.grid_sample(ramp[None, None, :, None], places, align_corners=align_corners)
+    np.testing.assert_allclose(read, got.flatten().numpy(), atol=1e-9)
+    right = (formula, align_corners) in (("2x/(n-1) - 1", True), ("(2x+1)/n - 1", False))
+    assert (figure.axes[0].get_title() == "reads where you ask") == right
+
+
+def test_the_resize_ruler_keeps_the_centers_that_stay():
+    render, controls = widgets.resize_ruler(voxels=9, spacing=4.0)
+    figure = render({"voxels": 5, "spacing_mm": 5.0})
+    yours, resized, resampled = (np.asarray(line.get_xdata()) for line in figure.axes[0].lines[:3])
+    np.testing.assert_allclose(yours, 4.0 * np.arange(9))
+    np.testing.assert_allclose(resized, [0, 8, 16, 24, 32])
+    np.testing.assert_allclose(resampled, 5.0 * np.arange(8))
+    assert {"9 × 4 mm", "5 × 8 mm", "8 × 5 mm"} <= set(words(figure))
+    for state in (start(controls) | {name: value} for name in controls for value in controls[name].states()):
+        panel = render(state).axes[0]
+        for box in panel.patches:  # every voxel is in the picture, whatever the state
+            assert panel.get_xlim()[0] <= box.get_x()
+            assert box.get_x() + box.get_width() <= panel.get_xlim()[1]
+
+
+@pytest.mark.parametrize("name", ["aligned 2-D", "flipped 2-D", "oblique 2-D"])
+def test_voxels_are_drawn_where_their_grid_puts_them(name):
+    grid = GRIDS[name]
+    image = smooth_image(grid.shape)
+    figure = widgets.in_world({"array": (image, None), "world": (image, grid)}, truth=(image, grid))
+    draw(figure)
+    index = np.argwhere(image[0, 0].numpy() > 0)
+    expected = np.column_stack([apply(grid.world_from_voxel.numpy(), index), image[0, 0].numpy()[tuple(index.T)]])
+    np.testing.assert_allclose(bright_voxels(figure.axes[1]), expected[np.lexsort(expected.round(3).T)], atol=1e-3)
+    bare = bright_voxels(figure.axes[0])
+    steps = np.unique(bare[:, 0].round(4)), np.unique(bare[:, 1].round(4))
+    assert [len(s) for s in steps] == [len(np.unique(index[:, k])) for k in (0, 1)]
+    np.testing.assert_allclose(np.diff(steps[0]).min(), np.diff(steps[1]).min(), rtol=1e-3)  # square voxels
+
+
+def test_arrows_run_along_the_tensor_axes():
+    grid = GRIDS["oblique 2-D"]
+    figure = widgets.in_world({"world": (smooth_image(grid.shape), grid)})
+    found = [c for c in figure.axes[0].collections if isinstance(c, Quiver)]
+    matrix = grid.world_from_voxel.numpy()
+    for k, drawn in enumerate(found):
+        np.testing.assert_allclose([drawn.X[0], drawn.Y[0]], matrix[:2, 2], rtol=1e-4)
+        np.testing.assert_allclose([drawn.U[0], drawn.V[0]], matrix[:2, k] * grid.shape[k] / 3, rtol=1e-4)
+    assert [w for w in words(figure) if w in "ij"] == ["i", "j"]
+
+
+@pytest.mark.parametrize("code", widgets.CODES_2D)
+def test_one_header_of_eight_puts_a_file_right(code):
+    grid = Grid.centered((16, 16), 2.0, center=(5.0, -3.0))
+    render, controls = widgets.storage_puzzle(LETTER, grid, {"A": code})
+    truth = bright_voxels(widgets.in_world({"truth": (LETTER, grid)}).axes[0])
+    worlds = {c: bright_voxels(render({"file": "A", "header": c}).axes[1]) for c in controls["header"].options}
+    assert [c for c, found in worlds.items() if np.abs(found - truth).max() < 1e-3] == [code]
+
+
+def test_a_picture_must_be_on_its_grid(no_jaxtyping):
+    grid = GRIDS["oblique 2-D"]
+    image = smooth_image(grid.shape)
+    with pytest.raises(GridMismatchError, match="wrong must be"):
+        widgets.in_world({"right": (image, grid), "wrong": (image.transpose(2, 3), grid)})
+    draw(widgets.in_world({"only the array": (image, None)}))

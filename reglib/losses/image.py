@@ -13,15 +13,17 @@ from torch import Tensor
 
 from .. import filters
 
-TINY = 1e-5  # below this share of the image's own variance a window counts as flat
+FLAT = 1e-6  # a window with less than this share of the image's own variance counts as flat
 
 
 class LocalSums(NamedTuple):
-    """What `lncc_loss` needs of the fixed image; made once a level by `lncc_sums`."""
+    """What `lncc_loss` needs of the fixed image, made once a level by `lncc_sums`; each (b, c, *s) or smaller."""
 
     voxels: Tensor
+    center: Tensor
     mean: Tensor
     variance: Tensor
+    flat: Tensor
 
 
 def mse_loss(
@@ -41,26 +43,25 @@ def ncc_loss(
     """
     _check_pair(warped, fixed, mask)
     weight = _weights(fixed, mask)
-    axes = tuple(range(2, fixed.ndim))
-    total = weight.sum(axes, keepdim=True).clamp(min=1e-12)
-    w = warped - (weight * warped).sum(axes, keepdim=True) / total
-    f = fixed - (weight * fixed).sum(axes, keepdim=True) / total
-    cross = (weight * w * f).sum(axes)
-    power_w = (weight * w * w).sum(axes) + total.flatten(1) * _rounding(warped)
-    power_f = (weight * f * f).sum(axes) + total.flatten(1) * _rounding(fixed)
-    correlation = cross / (power_w * power_f).sqrt()
-    return 1 - correlation.mean()
+    (w_mean, _), (f_mean, _) = _moments(warped, weight), _moments(fixed, weight)
+    w, f = warped - w_mean, fixed - f_mean
+    covariance = _weighted_mean(weight * w * f, weight)
+    w_power = _weighted_mean(weight * w * w, weight) + _rounding_square(w_mean)
+    f_power = _weighted_mean(weight * f * f, weight) + _rounding_square(f_mean)
+    return 1 - (covariance / (w_power.sqrt() * f_power.sqrt())).mean()
 
 
 def lncc_sums(
     fixed: Float[Tensor, "b c *s"], window: int, *, mask: Shaped[Tensor, "#b 1 *s"] | None = None
 ) -> LocalSums:
     """Local count, mean and variance of the fixed image, to hand to `lncc_loss(fixed_sums=...)` in a loop."""
-    weight = _weights(fixed[:, :1], mask)
-    count = filters.box(weight, window=window).clamp(min=1e-6)
-    mean = filters.box(weight * fixed, window=window) / count
-    variance = (filters.box(weight * fixed * fixed, window=window) / count - mean * mean).clamp(min=0)
-    return LocalSums(count, mean, variance)
+    weight = _weights(fixed, mask)
+    voxels = filters.box(weight, window=window).clamp(min=1e-6)
+    center, spread = _moments(fixed, weight)
+    f = fixed - center  # sums of squares of what is far from 0 would lose their digits
+    mean = filters.box(weight * f, window=window) / voxels
+    variance = (filters.box(weight * f * f, window=window) / voxels - mean * mean).clamp(min=0)
+    return LocalSums(voxels, center, mean, variance, FLAT * spread + _rounding(mean))
 
 
 def lncc_loss(
@@ -83,14 +84,14 @@ def lncc_loss(
     """
     _check_pair(warped, fixed, mask)
     sums = fixed_sums or lncc_sums(fixed, window, mask=mask)
-    weight = _weights(fixed[:, :1], mask)
-    shift = _center(warped)  # keeps float32 sums of squares exact for images far from 0
-    w = weight * (warped - shift)
+    weight = _weights(fixed, mask)
+    center, spread = _moments(warped, weight)
+    w = weight * (warped - center)
     mean = filters.box(w, window=window) / sums.voxels
-    variance = (filters.box(w * (warped - shift), window=window) / sums.voxels - mean * mean).clamp(min=0)
-    cross = filters.box(w * fixed, window=window) / sums.voxels - mean * sums.mean
-    flat = TINY * _spread(warped) * TINY * _spread(fixed)
-    correlation = cross * cross / (variance * sums.variance + flat)
+    variance = (filters.box(w * (warped - center), window=window) / sums.voxels - mean * mean).clamp(min=0)
+    covariance = filters.box(w * (fixed - sums.center), window=window) / sums.voxels - mean * sums.mean
+    flat = (FLAT * spread + _rounding(mean)) * sums.flat
+    correlation = covariance * covariance / (variance * sums.variance + flat)
     return 1 - _masked_mean(correlation.clamp(max=1), mask)
 
 
@@ -118,7 +119,8 @@ def mi_loss(
     if bins < 4:
         raise ValueError(f"bins must be at least 4; got {bins}. 32 is usual.")
     weight = _weights(fixed, mask).expand_as(fixed).flatten(1)
-    a, b = _bin_position(warped, warped_range, bins, "warped"), _bin_position(fixed, fixed_range, bins, "fixed")
+    a = _bin_position(warped.flatten(1), weight, warped_range, bins, "warped")
+    b = _bin_position(fixed.flatten(1), weight, fixed_range, bins, "fixed")
     terms = [_information(a[i], b[i], weight[i], bins) for i in range(len(fixed))]
     return -torch.stack(terms).mean()
 
@@ -140,13 +142,20 @@ def _information(a: Tensor, b: Tensor, weight: Tensor, bins: int) -> Tensor:
     return (joint[present] * (joint[present] / independent[present].clamp(min=1e-30)).log()).sum()
 
 
-def _bin_position(image: Tensor, limits: tuple[float, float] | None, bins: int, name: str) -> Tensor:
-    low, high = (float(image.detach().min()), float(image.detach().max())) if limits is None else limits
-    if limits is not None and (image.detach().min() < low or image.detach().max() > high):
-        raise ValueError(
-            f"{name} must lie in {name}_range = {limits}; it spans {float(image.min()):.4g} to {float(image.max()):.4g}"
-        )
-    return ((image - low) / max(high - low, 1e-12) * (bins - 1)).flatten(1)
+def _bin_position(values: Tensor, weight: Tensor, limits: tuple[float, float] | None, bins: int, name: str) -> Tensor:
+    """(b, n) intensities as positions from 0 to bins - 1; where the weight is 0, position 0."""
+    counts = weight > 0
+    seen = values.detach()
+    low = torch.where(counts, seen, torch.inf).amin(1, keepdim=True)
+    high = torch.where(counts, seen, -torch.inf).amax(1, keepdim=True)
+    if limits is not None:
+        if bool((low < limits[0]).any() | (high > limits[1]).any()):
+            raise ValueError(
+                f"{name} must lie in {name}_range = {limits}; it spans {float(low.min()):.4g} to {float(high.max()):.4g}."
+            )
+        low, high = torch.full_like(low, limits[0]), torch.full_like(high, limits[1])
+    inside = torch.where(counts, values, low.nan_to_num(posinf=0.0))
+    return (inside - low.nan_to_num(posinf=0.0)) / (high - low).clamp(min=1e-12) * (bins - 1)
 
 
 # -- shared -----------------------------------------------------------------------------------------------------
@@ -158,7 +167,7 @@ def _check_pair(warped: Tensor, fixed: Tensor, mask: Tensor | None) -> None:
 
 
 def _weights(image: Tensor, mask: Tensor | None) -> Tensor:
-    return torch.ones_like(image[:1, :1]) if mask is None else mask.to(image.dtype)
+    return torch.ones_like(image[:, :1]) if mask is None else mask.to(image.dtype).expand_as(image[:, :1])
 
 
 def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -170,19 +179,24 @@ def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return ((values * weight).sum(axes) / weight.sum(axes).clamp(min=1e-12)).mean()
 
 
-def _center(image: Tensor) -> Tensor:
-    return image.detach().mean(dim=tuple(range(2, image.ndim)), keepdim=True)
+def _weighted_mean(weighted: Tensor, weight: Tensor) -> Tensor:
+    """Sum over the weight's sum for each image and channel, (b, c, 1, ..); 0 where there is no weight."""
+    axes = tuple(range(2, weighted.ndim))
+    return weighted.sum(axes, keepdim=True) / weight.sum(axes, keepdim=True).clamp(min=1e-12)
 
 
-def _spread(image: Tensor) -> Tensor:
-    """Variance of each image, never below what its precision can tell from flat: (b, c, 1, ..)."""
+def _moments(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each image and channel where it counts, without gradient, (b, c, 1, ..)."""
     x = image.detach()
-    variance = x.var(tuple(range(2, x.ndim)), correction=0, keepdim=True)
-    return variance + _rounding(x).reshape(variance.shape)
+    mean = _weighted_mean(weight * x, weight)
+    return mean, _weighted_mean(weight * (x - mean).square(), weight)
 
 
-def _rounding(image: Tensor) -> Tensor:
-    """Variance that rounding alone can make in an image of this size and precision, (b, c)."""
-    x = image.detach()
-    digits = 8 * torch.finfo(x.dtype).eps
-    return (digits**2 * x.square().mean(tuple(range(2, x.ndim)))).clamp(min=1e-20)
+def _rounding(mean: Tensor) -> Tensor:
+    """What rounding alone can make of a variance found as mean of squares minus square of the mean."""
+    return 32 * torch.finfo(mean.dtype).eps * mean.detach().square() + 1e-18
+
+
+def _rounding_square(mean: Tensor) -> Tensor:
+    """What rounding alone can make of the variance of values that were centered before squaring."""
+    return (32 * torch.finfo(mean.dtype).eps * mean.detach()).square() + 1e-18
