@@ -90,15 +90,29 @@ def parameter(notebook: Notebook, name: str) -> Any:
 def check_patterns(notebook: Notebook) -> list[str]:
     """A regular expression for the name of each check that runs on the bundled data.
 
-    A check under an `if` that asks for the reader's own data, or for the truth, is not expected to run.
+    A check in the branch of an `if` that only the reader's own data take is not expected to run.
     """
     optional: set[ast.AST] = set()
     for tree in notebook.trees.values():
         for node in ast.walk(tree):
-            if isinstance(node, ast.If) and re.search(r"own_data|truth|FIXED|MOVING", ast.unparse(node.test)):
-                optional |= {inner for branch in (node.body, node.orelse) for s in branch for inner in ast.walk(s)}
+            if isinstance(node, ast.If) and (bundled := _when_bundled(node.test)) is not None:
+                skipped = node.orelse if bundled else node.body
+                optional |= {inner for statement in skipped for inner in ast.walk(statement)}
     names = [call.args[0] for _, call in notebook.calls("check") if call not in optional and call.args]
     return [pattern for pattern in map(name_pattern, names) if pattern]
+
+
+def _when_bundled(test: ast.expr) -> bool | None:
+    """What a condition is for the bundled pair, which has a truth; None if it does not ask for that."""
+    if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+        inner = _when_bundled(test.operand)
+        return None if inner is None else not inner
+    if isinstance(test, ast.Compare) and ast.unparse(test.comparators[0]) == "None":
+        inner = _when_bundled(test.left)
+        return inner if isinstance(test.ops[0], ast.IsNot) or inner is None else not inner
+    known = {"truth": True, "fixed_labels": True, "moving_labels": True}
+    known |= {"own_data": False, "FIXED": False, "MOVING": False}
+    return known.get(ast.unparse(test).removeprefix("run."))
 
 
 def name_pattern(name: ast.expr) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+
 from chapter import tags
 from runner import ADDED
 

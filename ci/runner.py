@@ -71,9 +71,7 @@ class Workplace:
         """The OUT_DIR of a notebook in a step."""
         return self.build / step / path.stem
 
-    def prepare(
-        self, step: str, path: Path, node: nbformat.NotebookNode | None = None
-    ) -> tuple[Path, dict[str, Any]]:
+    def prepare(self, step: str, path: Path, node: nbformat.NotebookNode | None = None) -> tuple[Path, dict[str, Any]]:
         """Write a copy of a notebook, or of an edited `node`, that the kernel python3 can run.
 
         Returns: the copy and the parameters to inject. A name that the notebook does not have is refused: papermill
@@ -164,7 +162,8 @@ def execute(
         )
         printed = done.stdout
         if done.returncode and "PapermillExecutionError" not in done.stderr:
-            trouble = (done.stderr.strip().splitlines() or [f"papermill ended with status {done.returncode}"])[-1]
+            named = re.findall(r"^[\w.]*(?:Error|Exception): .*$", done.stderr, re.MULTILINE)
+            trouble = named[-1] if named else f"papermill ended with status {done.returncode}"
     except subprocess.TimeoutExpired:
         trouble = f"stopped after {OUTER_LIMIT_S[place.profile]} s"
     executed = nbformat.read(result, as_version=4) if result.exists() else nbformat.v4.new_notebook()

@@ -88,7 +88,7 @@ def explore(
         raise ValueError(f"REGLIB_WIDGETS must be {', '.join(MODES[:-1])} or {MODES[-1]}; got {mode!r}.")
     states = _static_states(controls, static)
     if mode == "live":
-        Explorer(render, controls, caption).display(_strip(render, controls, states[:1]))
+        Explorer(render, controls, caption).display()
         return
     if mode == "sweep":
         swept = sweep_states(controls)
@@ -205,18 +205,19 @@ class Explorer:
             self._event = Event(source=self.picture, watched_events=["click"])
             self._event.on_dom_event(self.clicked)
 
-    def display(self, fallback: bytes) -> None:
-        """Show the widget; the same output holds a picture for pages that have no kernel."""
+    def display(self) -> None:
+        """Show the widget; the same output holds its first picture, for pages that have no kernel."""
         from IPython.display import display
 
-        display({**self.box._repr_mimebundle_(), "image/png": b64encode(fallback).decode()}, raw=True)
+        picture = b64encode(encode(self._image, colors=PALETTE)).decode()
+        display({**self.box._repr_mimebundle_(), "image/png": picture}, raw=True)
 
     def _draw(self) -> None:
         values = {name: tuple(part.value for part in parts) for name, parts in self.inputs.items()}
         points = {name for name, control in self._controls.items() if isinstance(control, Click)}
         state = {name: value if name in points else value[0] for name, value in values.items()}
-        self._figure, image = _render(self._render, state)
-        self.picture.value = encode(image)
+        self._figure, self._image = _render(self._render, state)
+        self.picture.value = encode(self._image)
 
     def update(self, _change: Any = None) -> None:
         """Draw the present state; an error becomes a sentence under the picture, not a hidden log line."""

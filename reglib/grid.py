@@ -153,13 +153,7 @@ class Grid:
         """Same shape, and no corner voxel further apart than `tolerance` mm."""
         if self.shape != other.shape:
             return False
-        corners = self._corners()
-        return bool(
-            (apply_affine(self.world_from_voxel, corners) - apply_affine(other.world_from_voxel, corners))
-            .norm(dim=-1)
-            .max()
-            <= tolerance
-        )
+        return bool((self.corners() - other.corners()).norm(dim=-1).max() <= tolerance)
 
     # -- coordinates -----------------------------------------------------------------------------------
     def matrix(self, *, to: str, from_: str) -> Tensor:
@@ -196,9 +190,10 @@ class Grid:
             matrix[k, -1] = -1 if corners else 1 / n - 1
         return matrix
 
-    def _corners(self) -> Tensor:
+    def corners(self) -> Float[Tensor, "k d"]:
+        """World positions of the 2^d corner voxel centers, float64 mm."""
         ends = [torch.tensor([0.0, n - 1.0], dtype=torch.float64) for n in self.shape]
-        return torch.cartesian_prod(*ends)
+        return apply_affine(self.world_from_voxel, torch.cartesian_prod(*ends))
 
     def _closest_axes(self) -> list[tuple[int, int]]:
         """For each tensor axis (world axis, sign), every world axis once, the most aligned first."""
@@ -424,7 +419,7 @@ def common_grid(grids: Sequence[Grid], *, spacing: float | Sequence[float] | Non
             finest[k] = min(finest[k], grid.spacing[int(along[k].abs().argmax())])
     target = per_axis(finest if spacing is None else spacing, first.dim, "spacing")
     step = torch.tensor(target, dtype=torch.float64) / torch.tensor(first.spacing, dtype=torch.float64)
-    corners = torch.cat([apply_affine(first.voxel_from_world @ g.world_from_voxel, g._corners()) for g in grids])
+    corners = torch.cat([apply_affine(first.voxel_from_world, grid.corners()) for grid in grids])
     low, high = (corners / step).amin(0), (corners / step).amax(0)
     start = (low + 1e-6).floor()
     shape = ((high - 1e-6).ceil() - start + 1).int().tolist()

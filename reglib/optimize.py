@@ -109,7 +109,7 @@ def register(
             current = current.at(level.grid)
             history += _descend(current, level, count, similarity, regularizer, weight, options, bar)
     with torch.no_grad():
-        ddf = current.ddf(transform.grid)
+        ddf = current.ddf(transform.grid).clone()
         warped = field.warp(moving, ddf, padding="zeros", moving_grid=moving_grid, fixed_grid=transform.grid)
     return Registration(current, ddf, warped, history)
 
@@ -130,16 +130,20 @@ def _prepare(
     same = moving_grid == grid
     moving_level = fixed_level if same else moving_grid.downsample(ratios, min_size=SMALLEST_LEVEL)
 
-    def shrink(image: Tensor | None, to: Grid) -> Tensor | None:
-        if image is None or tuple(image.shape[2:]) == to.shape:
-            return image
-        return filters.downsample(image.to(fixed.dtype), to.shape)
+    fixed_small, fixed_mask = _shrink(fixed, fixed_mask, fixed_level)
+    moving_small, moving_mask = _shrink(moving, moving_mask, moving_level)
+    return _Level(factor, fixed_level, fixed_small, moving_small, moving_level, fixed_mask, moving_mask)
 
-    small_fixed, small_moving = shrink(fixed, fixed_level), shrink(moving, moving_level)
-    assert small_fixed is not None
-    assert small_moving is not None
-    masks = shrink(fixed_mask, fixed_level), shrink(moving_mask, moving_level)
-    return _Level(factor, fixed_level, small_fixed, small_moving, moving_level, *masks)
+
+def _shrink(image: Tensor, mask: Tensor | None, grid: Grid) -> tuple[Tensor, Tensor | None]:
+    """Image and mask on a coarser grid; what the mask leaves out does not leak into its neighbors."""
+    weight = None if mask is None else mask.to(image.dtype)
+    if tuple(image.shape[2:]) == grid.shape:
+        return image, weight
+    if weight is None:
+        return filters.downsample(image, grid.shape), None
+    small = filters.downsample(weight, grid.shape)
+    return filters.downsample(image * weight, grid.shape) / small.clamp(min=1e-6), small
 
 
 def _descend(
@@ -152,9 +156,11 @@ def _descend(
     options: Options,
     bar: tqdm,
 ) -> list[dict[str, float]]:
-    """Optimize `transform` in place on one level; returns its history."""
+    """Optimize `transform` in place on one level, to the best state seen; returns its history."""
     history: list[dict[str, float]] = []
     optimizer = ScaledAdam(transform.parameter_groups(options.lr))
+    moving_parameters: list[Tensor] = [p for p in transform.parameters() if p.requires_grad]
+    lowest, best = math.inf, _copy(moving_parameters)
     dense = [p for m in transform.modules() if isinstance(m, Dense) for p in m.parameters() if p.requires_grad]
     with torch.no_grad():
         crop = bool(field.valid_mask(transform.ddf(level.grid), **_grids(level)).float().mean() < 0.99)
@@ -169,7 +175,10 @@ def _descend(
                 f"the loss became {record['loss']} at level {level.factor:g}, step {step}; "
                 f"lower Options(lr={options.lr}) or raise the weight of the regularizer."
             )
+        if record["loss"] < lowest:
+            lowest, best = record["loss"], _copy(moving_parameters)
         loss.backward()
+        _require_finite_gradient(moving_parameters, level.factor, step)
         for parameter in dense:
             if parameter.grad is not None and options.gradient_sigma > 0:
                 parameter.grad = filters.gaussian(parameter.grad, sigma=options.gradient_sigma)
@@ -180,7 +189,23 @@ def _descend(
         if _converged(history, options):
             bar.update(count - step - 1)
             break
+    with torch.no_grad():
+        for moved, value in zip(moving_parameters, best, strict=True):
+            moved.copy_(value)
     return history
+
+
+def _copy(parameters: list[Tensor]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def _require_finite_gradient(parameters: list[Tensor], factor: float, step: int) -> None:
+    for parameter in parameters:
+        if parameter.grad is not None and not bool(parameter.grad.sum().isfinite()):
+            raise FloatingPointError(
+                f"the gradient became NaN or infinite at level {factor:g}, step {step}; does the loss divide by zero "
+                "or take the root of zero?"
+            )
 
 
 class ScaledAdam(torch.optim.Optimizer):

@@ -70,6 +70,12 @@ def mni152() -> Template:
     return Template(torch.from_numpy(t1)[None, None], torch.from_numpy(labels.astype(np.int64))[None, None], grid)
 
 
+@lru_cache(maxsize=2)
+def _blurred(sigma: float) -> Tensor:
+    """The template's image smoothed against aliasing; sigma in its voxels, which are 1 mm."""
+    return filters.gaussian(mni152().image, sigma=sigma)
+
+
 # -- the exact maps ---------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class SmoothMap:
@@ -325,8 +331,9 @@ def _draw_brain(template_from_subject: SmoothMap, grid: Grid) -> tuple[Tensor, T
     if grid.dim == 2:
         y = torch.cat([y, torch.full_like(y[:, :1], SLICE_MM)], dim=1)
     voxels = template.grid.points(y, to=Axes.VOXEL, from_=Axes.WORLD).float().unsqueeze(0)
-    blur = [0.5 * s if s > 1.2 else 0.0 for s in [float(np.mean(grid.spacing))] * 3]  # template voxels are 1 mm
-    image = field.sample(filters.gaussian(template.image, sigma=blur), voxels, padding="zeros")
+    mean_spacing = float(np.mean(grid.spacing))
+    smooth = _blurred(0.5 * mean_spacing if mean_spacing > 1.2 else 0.0)
+    image = field.sample(smooth, voxels, padding="zeros")
     labels = field.sample(template.labels.float(), voxels, mode="nearest", padding="zeros").long()
     return image.reshape(1, 1, *grid.shape), labels.reshape(1, 1, *grid.shape)
 

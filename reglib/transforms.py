@@ -82,6 +82,8 @@ class Linear(Transform):
         start = torch.eye(d + 1, dtype=torch.float64) if matrix is None else matrix.detach().double().clone()
         if start.shape != (d + 1, d + 1):
             raise ValueError(f"matrix must be ({d + 1}, {d + 1}) for a {d}-D grid; got {tuple(start.shape)}.")
+        if center_mm is not None and len(center_mm) != d:
+            raise ValueError(f"center_mm must be {d} numbers, world mm; got {tuple(center_mm)}.")
         self.register_buffer("base", start)
         self.register_buffer("center_mm", torch.tensor(center_mm or grid.center, dtype=torch.float64))
         self.translation_mm = nn.Parameter(torch.zeros(d, dtype=torch.float64))
@@ -276,12 +278,22 @@ class FreeFormDeformation(Dense):
 
     def _at(self, grid: Grid) -> FreeFormDeformation:
         """Exact on a grid with the same first and last voxel centers, as `Grid.downsample` makes them."""
+        if self.grid.dim != grid.dim or not _same_ends(self.grid, grid):
+            raise ValueError(
+                f"a free-form deformation moves only to a grid with the same first and last voxel centers; got {grid} "
+                f"for {self.grid}. Use grid.downsample() or resize()."
+            )
         scale = [(m - 1) / (n - 1) if n > 1 else 1.0 for n, m in zip(self.grid.shape, grid.shape, strict=True)]
         factors = torch.tensor(scale).to(self.coefficients).reshape(1, -1, *[1] * grid.dim)
         moved = type(self)(self.grid, control_spacing_mm=self.control_spacing_mm)
         moved.grid = grid
         moved.coefficients = nn.Parameter(self.coefficients.detach() * factors)
         return moved
+
+
+def _same_ends(a: Grid, b: Grid) -> bool:
+    """Whether two grids share their corner voxel centers, to a hundredth of a voxel."""
+    return bool((a.corners() - b.corners()).norm(dim=-1).max() < 0.01 * min(*a.spacing, *b.spacing))
 
 
 def _start_field(grid: Grid, start: Tensor | None) -> Tensor:

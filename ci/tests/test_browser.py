@@ -14,13 +14,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import chapter
 import nbformat
 import pytest
-import runner
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import sync_playwright
+
+import chapter
+import runner
 
 pytestmark = pytest.mark.browser
 

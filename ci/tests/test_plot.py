@@ -9,7 +9,6 @@ import torch
 from helpers import SHAPES, affine, apply, oblique, smooth_ddf, smooth_image, voxels
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.contour import ContourSet
 from matplotlib.quiver import Quiver
 
 from reglib import field, plot
@@ -289,8 +288,8 @@ def test_checkerboard_takes_tiles_from_both_in_turn():
 
 
 # -- one image -------------------------------------------------------------------------------------------------
-def contour_sets(panel):
-    return [c for c in panel.collections if isinstance(c, ContourSet)]
+def outlines(panel):
+    return [c for c in panel.collections if type(c) is LineCollection]
 
 
 def test_contours_run_around_the_label_and_truth_is_dashed():
@@ -300,9 +299,9 @@ def test_contours_run_around_the_label_and_truth_is_dashed():
     other[0, 0, 3:7, :, 1:4] = 4
     figure = plot.contours(smooth_image(grid.shape), labels, grid, other=other, names={4: "left white matter"})
     draw(figure)
-    solid, dashed = contour_sets(panels(figure)[0])
+    solid, dashed = outlines(panels(figure)[0])
     for contour, (a, b), (i, j) in ((solid, (2, 4), (3, 5)), (dashed, (3, 6), (1, 3))):
-        vertices = contour.get_paths()[0].vertices
+        (vertices,) = contour.get_segments()
         ends = np.array([world_of(grid, (a, 0, i)), world_of(grid, (b, 0, j))])[:, :2]
         half = np.array([0.8, 2.5]) / 2  # axial: axis 0 is x, axis 2 is y
         np.testing.assert_allclose(vertices.min(0), ends.min(0) - half, atol=1e-4)
@@ -317,8 +316,17 @@ def test_structures_in_channels_may_overlap():
     masks[0, 0, 3:9, 3:9] = 1
     masks[0, 1, 5:12, 5:12] = 1
     figure = plot.contours(smooth_image(SHAPES[2]), masks, GRIDS["oblique 2-D"])
-    colors = [to_hex(c.get_edgecolor()[0]) for c in contour_sets(panels(figure)[0])]
-    assert colors == list(canvas.LABEL_COLORS[:2])
+    (drawn,) = outlines(panels(figure)[0])
+    assert [to_hex(c) for c in drawn.get_edgecolor()] == list(canvas.LABEL_COLORS[:2])
+
+
+def test_a_label_that_fills_the_image_is_outlined_at_its_edges():
+    grid = GRIDS["aligned 2-D"]
+    figure = plot.contours(smooth_image(SHAPES[2]), torch.full((1, 1, *SHAPES[2]), 3), grid)
+    (vertices,) = outlines(panels(figure)[0])[0].get_segments()
+    left, right, bottom, top = panels(figure)[0].images[0].get_extent()
+    np.testing.assert_allclose((*vertices.min(0), *vertices.max(0)), (left, bottom, right, top), atol=1e-4)
+    np.testing.assert_array_equal(vertices[0], vertices[-1])
 
 
 def test_slices_go_through_the_world_point_with_a_crosshair(grid):

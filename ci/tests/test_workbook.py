@@ -11,6 +11,7 @@ import torch
 from IPython.core.interactiveshell import InteractiveShell
 from matplotlib.figure import Figure
 from PIL import Image
+
 from reglib import explorer, workbook
 from reglib.widgets import Choice, Click, Slider, Toggle
 
@@ -32,7 +33,9 @@ def shown(monkeypatch):
     """What notebooks would display: a list of (data, metadata)."""
     published = []
     shell = InteractiveShell.instance()
-    monkeypatch.setattr(shell.display_pub, "publish", lambda data, metadata=None, **_: published.append((data, metadata)))
+    monkeypatch.setattr(
+        shell.display_pub, "publish", lambda data, metadata=None, **_: published.append((data, metadata))
+    )
     yield published
     InteractiveShell.clear_instance()
 
@@ -448,7 +451,9 @@ def test_static_puts_narrow_pictures_side_by_side_and_limits_their_width(monkeyp
 def test_static_states_may_be_chosen(monkeypatch, shown):
     monkeypatch.setenv("REGLIB_WIDGETS", "static")
     drawn = []
-    workbook.explore(lambda s: drawn.append(s) or line(s), CONTROLS, [{"point": (0.2, 0.3)}, {"grid": True, "count": 3}])
+    workbook.explore(
+        lambda s: drawn.append(s) or line(s), CONTROLS, [{"point": (0.2, 0.3)}, {"grid": True, "count": 3}]
+    )
     assert [(s["point"], s["grid"], s["count"]) for s in drawn] == [((0.2, 0.3), False, 2), ((0.5, 1.0), True, 3)]
 
 
@@ -475,7 +480,9 @@ def test_names_are_read_with_their_unit():
 
 # -- live -----------------------------------------------------------------------------------------------------
 def test_live_shows_a_widget_and_a_picture_for_pages_without_a_kernel(shown):
-    workbook.explore(line, CONTROLS)
+    drawn = []
+    workbook.explore(lambda state: drawn.append(state) or line(state), CONTROLS)
+    assert len(drawn) == 1
     ((data, _),) = shown
     assert set(data) == {"text/plain", "application/vnd.jupyter.widget-view+json", "image/png"}
 

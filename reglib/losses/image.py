@@ -151,7 +151,8 @@ def _bin_position(values: Tensor, weight: Tensor, limits: tuple[float, float] | 
     if limits is not None:
         if bool((low < limits[0]).any() | (high > limits[1]).any()):
             raise ValueError(
-                f"{name} must lie in {name}_range = {limits}; it spans {float(low.min()):.4g} to {float(high.max()):.4g}."
+                f"{name} must lie in {name}_range = {limits}; it spans {float(low.min()):.4g} to "
+                f"{float(high.max()):.4g}."
             )
         low, high = torch.full_like(low, limits[0]), torch.full_like(high, limits[1])
     inside = torch.where(counts, values, low.nan_to_num(posinf=0.0))
