@@ -148,7 +148,7 @@ def parameters(notebook: Notebook) -> Iterator[str]:
         elif node.lineno != node.end_lineno or not re.search(r"#\s*\S", line[node.end_col_offset or 0 :]):
             yield f"parameters: {name} needs a comment at the end of its line"
         elif line.count("=") > 1:
-            yield f"parameters: papermill does not see {name}: write no second '=' on its line, not in the comment either"
+            yield f"parameters: papermill does not see {name}: no second '=' on its line, nor in its comment"
     for name in REQUIRED_PARAMETERS:
         if name not in names:
             yield f"parameters: {name} is missing"
@@ -193,7 +193,8 @@ def cell_sizes(notebook: Notebook) -> Iterator[str]:
             if isinstance(node, ast.FunctionDef) and not lesson:
                 length = sum(node.lineno <= line <= (node.end_lineno or 0) for line in lines)
                 if length > FUNCTION_LINES:
-                    yield f"cell {i}: function {node.name} has {length} lines; at most {FUNCTION_LINES} outside a lesson"
+                    limit = f"at most {FUNCTION_LINES} outside a lesson"
+                    yield f"cell {i}: function {node.name} has {length} lines; {limit}"
 
 
 def _tokens(source: str) -> list[tokenize.TokenInfo]:

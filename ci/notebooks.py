@@ -239,7 +239,7 @@ def zoo(place: Workplace, paths: list[Path]) -> list[Caught]:
 
 
 def meet(place: Workplace, bug: str, path: Path, at_once: int = 1) -> Caught:
-    """Run a chapter with a bug ("" for none) to its end; see which checks went red, and that nothing else broke first."""
+    """Run a chapter with a bug ("" for none) to its end; a check must go red, and nothing else break before it."""
     node = nbformat.read(path, as_version=4)
     variables = {"REGLIB_WIDGETS": "static"}
     if bug:

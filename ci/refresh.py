@@ -19,12 +19,13 @@ PROGRESS = re.compile(r"^.*(?:\d+%\|.*\||\d+it \[).*$\n?", re.MULTILINE)  # a li
 
 def refresh(place: Workplace, path: Path, at_once: int = 1) -> list[str]:
     """Run a notebook and write its outputs into its own file; leaves the file alone if something is wrong."""
+    before = path.read_bytes()
+    node = nbformat.reads(before.decode("utf-8"), as_version=4)
     execution = execute(place, "refresh", path, at_once=at_once, REGLIB_WIDGETS="static")
     faults = [execution.trouble] * bool(execution.trouble)
     faults += [f"cell {i}: {name}: {message}" for i, name, message in execution.errors[:1]]
     if faults:
         return faults
-    node = nbformat.read(path, as_version=4)
     number = 0
     for cell, run in zip(node.cells, execution.node.cells, strict=True):
         if cell.cell_type == "code":
@@ -40,6 +41,8 @@ def refresh(place: Workplace, path: Path, at_once: int = 1) -> list[str]:
     if (size := len(text.encode())) > notebook_lint.LARGEST_BYTES:
         faults.append(f"would take {size // 1000} kB; at most {notebook_lint.LARGEST_BYTES // 1000} kB")
     faults += notebook_lint.absolute_paths(chapter.Notebook(path, node))
+    if path.read_bytes() != before:
+        faults.append("was edited while it ran: refresh it again")
     if not faults:
         write_atomically(path, text)
     return faults

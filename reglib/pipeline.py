@@ -363,8 +363,17 @@ def provenance(files: tuple[Path, ...]) -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
         "seed": torch.initial_seed(),
-        "inputs": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+        "inputs": {str(path): _digest(path) for path in files},
     }
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's files in the order of their names."""
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def peak_mb() -> float | None:

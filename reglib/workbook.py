@@ -143,7 +143,7 @@ def start(
     torch.manual_seed(seed)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     root = repository_root()
-    folder = root / Path(out).expanduser()
+    folder = _as_seen_from_here(root / Path(out).expanduser(), root)
     try:
         _write_atomically(folder / "checks.json", b"[]\n")
     except OSError as error:
@@ -153,6 +153,11 @@ def start(
     _runs[:] = [run]
     print(f"workbook ready: profile {profile}, seed {seed}, {chosen}")
     return run
+
+
+def _as_seen_from_here(folder: Path, root: Path) -> Path:
+    """A folder of the repository as a relative path, so that printed paths name no machine."""
+    return Path(os.path.relpath(folder)) if folder.is_relative_to(root) else folder
 
 
 def repository_root() -> Path:

@@ -211,7 +211,7 @@ def test_field_losses_agree_with_monai_where_derivatives_are_constant(dim):
 
 # -- images: constants, extremes, invariances ------------------------------------
 OFFSETS = st.sampled_from([0.0, 1.0, 100.3, 51.2, -1000.0])
-AMPLITUDES = st.sampled_from([0.0, 1e-12, 1e-6, 1e-3, 1.0, 1e4])
+AMPLITUDES = st.sampled_from([0.0, 1e-20, 1e-12, 1e-6, 1e-3, 1.0, 1e4, 1e8, 1e12])
 RANGES = {"mse": (0, math.inf), "ncc": (-1e-4, 2 + 1e-4), "lncc": (-1e-5, 1 + 1e-5), "mi": (-5.0, 1e-4)}
 
 

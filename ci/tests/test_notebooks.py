@@ -517,6 +517,19 @@ def test_refresh_writes_nothing_when_something_is_wrong(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_refresh_does_not_overwrite_an_edit_made_while_it_ran(tmp_path, monkeypatch):
+    path = tiny.write(tmp_path / "notebooks")
+
+    def run_and_edit(*_, **__):
+        path.write_text(path.read_text().replace("A tiny chapter", "A small chapter"))
+        return runner.Execution(tiny.chapter(), 1.0)
+
+    monkeypatch.setattr(refresh, "execute", run_and_edit)
+    faults = refresh.refresh(runner.Workplace(tmp_path / "build", "lite"), path)
+    assert faults == ["was edited while it ran: refresh it again"]
+    assert "A small chapter" in path.read_text()
+
+
 def test_stored_outputs_name_the_folder_of_the_notebook(tmp_path):
     node = tiny.chapter()
     append_to(VERSIONS, "\nprint(run.out / 'a.txt')")(node)
@@ -623,7 +636,7 @@ def test_the_zoo_needs_the_chapter_that_catches(tmp_path, monkeypatch):
 
 
 def test_an_unknown_bug_is_refused():
-    with pytest.raises(ValueError, match="REGLIB_BUG must be one of half_voxel, .*; got 'half_voxle'"):
+    with pytest.raises(ValueError, match=r"REGLIB_BUG must be one of half_voxel, .*; got 'half_voxle'"):
         bugs.apply("half_voxle")
 
 

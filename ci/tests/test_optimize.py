@@ -118,6 +118,17 @@ def test_register_finds_a_known_deformation(dim, model):
 
 
 @long_run
+@pytest.mark.parametrize("model", MODELS)
+def test_stopping_at_a_coarse_level_still_gives_the_field_on_the_fixed_grid(model):
+    fixed, moving, truth = curved_pair(2)
+    transform = MODELS[model](fixed_grid(2))
+    arguments = {"similarity": mse_loss, "regularizer": bending_loss, "weight": 0.1, "options": QUIET}
+    result = register(fixed, moving, transform, levels=(4, 2), steps=(100, 60), **arguments)
+    assert error(result.ddf, truth) < 0.5
+    assert largest(result.warped, field.warp(moving, result.ddf, padding="zeros")) < 1e-6
+
+
+@long_run
 @pytest.mark.parametrize("similarity", [mse_loss, ncc_loss, mi_loss])
 def test_every_similarity_finds_it(similarity):
     fixed, moving, truth = curved_pair(2)
@@ -281,8 +292,11 @@ def test_a_cut_field_of_view_does_not_pull():
 
 
 # -- the record ------------------------------------------------------------------
+SMALL = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+
+
 def small_run(transform=None, **changes):
-    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    grid = SMALL
     picture = scene(grid)
     arguments = {
         "similarity": mse_loss,
@@ -310,7 +324,7 @@ def test_history_records_every_step_and_term():
 
 
 def test_first_record_is_the_similarity_of_the_untouched_images():
-    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    grid = SMALL
     picture = scene(grid)
     fixed, moving = draw(picture, grid, waves(grid, 1.5)), draw(picture, grid)
     first = small_run(levels=(1,), steps=(1,)).history[0]
@@ -329,9 +343,19 @@ def test_a_level_ends_early_when_nothing_improves():
     assert len(small_run(steps=(40, 30), options=Options(progress=False, tolerance=-math.inf)).history) == 70
 
 
+def test_the_best_state_of_a_level_is_kept():
+    """A rate far too high: the loss jumps about, and the result is no worse than where it began."""
+    wild = Options(progress=False, lr=20.0, tolerance=-math.inf)
+    result = small_run(DenseDisplacement(SMALL), levels=(1,), steps=(12,), options=wild)
+    losses = [r["loss"] for r in result.history]
+    assert max(losses) > 2 * losses[0]
+    found = mse_loss(field.warp(draw(scene(SMALL), SMALL), result.ddf), draw(scene(SMALL), SMALL, waves(SMALL, 1.5)))
+    assert float(found + 0.3 * diffusion_loss(result.ddf, spacing=SMALL.spacing)) <= min(losses) + 1e-6
+
+
 @long_run
 def test_the_given_transform_is_not_changed():
-    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    grid = SMALL
     for transform in (
         StationaryVelocity(grid),
         DenseDisplacement(grid),
@@ -348,7 +372,7 @@ def test_the_given_transform_is_not_changed():
 
 
 def test_frozen_parts_stay_as_they_are():
-    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    grid = SMALL
     rigid = Rigid(grid)
     rigid.translation_mm.data += 0.5
     result = small_run(Sequential(rigid.freeze(), StationaryVelocity(grid)))
@@ -359,7 +383,7 @@ def test_frozen_parts_stay_as_they_are():
 
 @pytest.mark.parametrize("model", [*MODELS, "affine"])
 def test_result_is_plain_data_that_agrees_with_its_parts(model):
-    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    grid = SMALL
     result = small_run(MODELS[model](grid) if model in MODELS else Affine(grid))
     assert result.ddf.shape == (1, 2, 24, 20)
     assert not result.ddf.requires_grad
@@ -443,7 +467,6 @@ def test_choose_start_takes_the_matrix_under_which_the_images_agree():
 
 
 # -- errors ----------------------------------------------------------------------
-GRID = Grid((24, 20), oblique(2, spacing=SPACING[2]))
 IMAGE = smooth_image((24, 20))
 
 
@@ -476,7 +499,7 @@ def test_bad_input_is_one_sentence(fixed, moving, changes, error, words, no_jaxt
         raise AssertionError("the check must come before any work")
 
     with sentence(error, *words):
-        register(fixed, moving, StationaryVelocity(GRID), similarity=never, options=QUIET, **changes)
+        register(fixed, moving, StationaryVelocity(SMALL), similarity=never, options=QUIET, **changes)
 
 
 def test_divergence_is_reported():
@@ -496,7 +519,7 @@ def test_a_gradient_that_is_not_a_number_is_reported(model):
 
     One step only: torch's grid_sample ends the process when it differentiates at NaN coordinates.
     """
-    grid = Grid((24, 20), oblique(2, spacing=SPACING[2]))
+    grid = SMALL
     image = draw(scene(grid), grid)
     with pytest.raises((FloatingPointError, ValueError), match=r"diverge|gradient|NaN|nan"):
         register(
