@@ -230,6 +230,8 @@ def _sample(image: Tensor, targets: list[Tensor], mode: str, padding: str | floa
 def _grid_sample(image: Tensor, targets: list[Tensor], mode: str, padding: str) -> Tensor:
     scaled = [2 / max(n - 1, 1) * x - 1 for x, n in zip(targets, image.shape[2:], strict=True)]
     grid = torch.stack(scaled[::-1], dim=-1)  # (b, *t, d) ij -> xyz
+    if grid.requires_grad and not bool(grid.detach().sum().isfinite()):  # torch's backward would crash the process
+        raise ValueError("the field must be finite; it holds NaN or infinity. Did the optimization diverge?")
     if grid.shape[0] != image.shape[0]:
         batch = max(grid.shape[0], image.shape[0])
         grid, image = grid.expand(batch, *grid.shape[1:]), image.expand(batch, *image.shape[1:])

@@ -102,11 +102,11 @@ def register(
     if len(levels) != len(steps) or not levels:
         raise ValueError(f"levels and steps must be of one length; got {tuple(levels)} and {tuple(steps)}.")
     history: list[dict[str, float]] = []
-    current = transform.to(fixed.device)
+    current = transform
     with tqdm(total=sum(steps), desc="register", disable=not options.progress, leave=False) as bar:
         for factor, count in zip(levels, steps, strict=True):
             level = _prepare(factor, transform.grid, fixed, moving, moving_grid, fixed_mask, moving_mask)
-            current = current.at(level.grid)
+            current = current.at(level.grid).to(fixed.device)
             history += _descend(current, level, count, similarity, regularizer, weight, options, bar)
     with torch.no_grad():
         ddf = current.ddf(transform.grid).clone()

@@ -63,11 +63,14 @@ def mni152() -> Template:
         images[name] = nibabel.load(folder / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz")
     t1, gray, white = (np.asarray(images[k].dataobj, dtype=np.float32) for k in ("t1", "gm", "wm"))
     t1, gray, white = t1 / t1.max(), gray / gray.max(), white / white.max()
-    tissue = np.argmax(np.stack([1 - gray - white, gray, white]), axis=0) + 1
+    fluid = 1 - gray - white
+    tissue = np.where((white > gray) & (white > fluid), np.uint8(3), np.where(gray > fluid, np.uint8(2), np.uint8(1)))
     grid = Grid.from_nifti(images["t1"])
-    right = grid.coordinates(Axes.WORLD)[..., 0].numpy() > 0
-    labels = np.where(t1 > 0, tissue + 3 * right, 0)
-    return Template(torch.from_numpy(t1)[None, None], torch.from_numpy(labels.astype(np.int64))[None, None], grid)
+    matrix = grid.world_from_voxel.numpy()[0]
+    i, j, k = np.ogrid[tuple(slice(n) for n in grid.shape)]
+    right = matrix[0] * i + matrix[1] * j + matrix[2] * k + matrix[3] > 0
+    labels = (tissue + np.uint8(3) * right) * (t1 > 0)
+    return Template(torch.from_numpy(t1)[None, None], torch.from_numpy(labels)[None, None].long(), grid)
 
 
 @lru_cache(maxsize=2)

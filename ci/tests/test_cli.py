@@ -231,7 +231,20 @@ def image_faults(folder, good):
     }
 
 
-FAULTS = "missing truncated text empty nan infinite 4-D RGB zero-spacing singular constant 2-D".split()
+FAULTS = [
+    "missing",
+    "truncated",
+    "text",
+    "empty",
+    "nan",
+    "infinite",
+    "4-D",
+    "RGB",
+    "zero-spacing",
+    "singular",
+    "constant",
+    "2-D",
+]
 
 
 def run(arguments, capsys):

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -54,13 +55,9 @@ def pixels(png):
 def test_start_prints_one_constant_line_and_makes_its_folder(reader, capsys):
     run = workbook.start(**START)
     assert capsys.readouterr().out == "workbook ready: profile smoke, seed 0, cpu\n"
-    assert (run.profile, run.seed, run.device, run.out, run.own_data) == (
-        "smoke",
-        0,
-        torch.device("cpu"),
-        reader / "out",
-        False,
-    )
+    assert (run.profile, run.seed, run.device, run.own_data) == ("smoke", 0, torch.device("cpu"), False)
+    assert run.out == Path("out")
+    assert run.out.resolve() == (reader / "out").resolve()
     assert json.loads((reader / "out" / "checks.json").read_text()) == []
     assert run.scale(smoke=1, lite=2, full=3) == 1
 

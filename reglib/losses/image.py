@@ -21,6 +21,7 @@ class LocalSums(NamedTuple):
 
     voxels: Tensor
     center: Tensor
+    scale: Tensor
     mean: Tensor
     variance: Tensor
     flat: Tensor
@@ -57,11 +58,11 @@ def lncc_sums(
     """Local count, mean and variance of the fixed image, to hand to `lncc_loss(fixed_sums=...)` in a loop."""
     weight = _weights(fixed, mask)
     voxels = filters.box(weight, window=window).clamp(min=1e-6)
-    center, spread = _moments(fixed, weight)
-    f = fixed - center  # sums of squares of what is far from 0 would lose their digits
+    center, scale, spread = _standard(fixed, weight)
+    f = (fixed - center) * scale
     mean = filters.box(weight * f, window=window) / voxels
     variance = (filters.box(weight * f * f, window=window) / voxels - mean * mean).clamp(min=0)
-    return LocalSums(voxels, center, mean, variance, FLAT * spread + _rounding(mean))
+    return LocalSums(voxels, center, scale, mean, variance, FLAT * spread + _rounding(mean))
 
 
 def lncc_loss(
@@ -76,7 +77,7 @@ def lncc_loss(
 
     Args:
         window: odd edge length in voxels. At the borders only voxels that exist are counted.
-        mask: weights; windows count by their share of weight, voxels outside do not enter.
+        mask: weights; a window counts by the weight at its center, voxels outside do not enter.
         fixed_sums: `lncc_sums(fixed, window, mask=mask)`, if you have them already.
 
     Source: Avants et al. 2008, doi:10.1016/j.media.2007.06.004, equation 5, over windows that exist.
@@ -85,11 +86,12 @@ def lncc_loss(
     _check_pair(warped, fixed, mask)
     sums = fixed_sums or lncc_sums(fixed, window, mask=mask)
     weight = _weights(fixed, mask)
-    center, spread = _moments(warped, weight)
-    w = weight * (warped - center)
+    center, scale, spread = _standard(warped, weight)
+    standard = (warped - center) * scale
+    w = weight * standard
     mean = filters.box(w, window=window) / sums.voxels
-    variance = (filters.box(w * (warped - center), window=window) / sums.voxels - mean * mean).clamp(min=0)
-    covariance = filters.box(w * (fixed - sums.center), window=window) / sums.voxels - mean * sums.mean
+    variance = (filters.box(w * standard, window=window) / sums.voxels - mean * mean).clamp(min=0)
+    covariance = filters.box(w * (fixed - sums.center) * sums.scale, window=window) / sums.voxels - mean * sums.mean
     flat = (FLAT * spread + _rounding(mean)) * sums.flat
     correlation = covariance * covariance / (variance * sums.variance + flat)
     return 1 - _masked_mean(correlation.clamp(max=1), mask)
@@ -191,6 +193,18 @@ def _moments(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     x = image.detach()
     mean = _weighted_mean(weight * x, weight)
     return mean, _weighted_mean(weight * (x - mean).square(), weight)
+
+
+def _standard(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Center, scale and variance of (x - center) * scale, which lies in [-1, 1], each (b, c, 1, ..), no gradient.
+
+    Sums of squares of values far from 0 lose their digits, and of values far above 1 overflow.
+    """
+    x = image.detach()
+    center = _weighted_mean(weight * x, weight)
+    offset = weight * (x - center)
+    scale = 1 / offset.abs().amax(tuple(range(2, x.ndim)), keepdim=True).clamp(min=1e-18)
+    return center, scale, _weighted_mean((offset * scale).square(), weight)
 
 
 def _rounding(mean: Tensor) -> Tensor:
