@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +37,8 @@ def refresh(place: Workplace, path: Path, at_once: int = 1) -> list[str]:
         cell.metadata.pop("execution", None)
     stamp = {"profile": place.profile, "source_sha256": chapter.stamp(node)}
     node.metadata = nbformat.from_dict({**chapter.METADATA, "reglib": stamp})
-    text = _without_folders(nbformat.writes(node) + "\n", place.out("refresh", path), path)
+    written = chapter.Notebook(path, node)
+    text = without_folders(nbformat.writes(node) + "\n", place.out("refresh", path), path, written)
     node = nbformat.reads(text, as_version=4)
     if (size := len(text.encode())) > notebook_lint.LARGEST_BYTES:
         faults.append(f"would take {size // 1000} kB; at most {notebook_lint.LARGEST_BYTES // 1000} kB")
@@ -48,11 +50,12 @@ def refresh(place: Workplace, path: Path, at_once: int = 1) -> list[str]:
     return faults
 
 
-def _without_folders(text: str, out: Path, path: Path) -> str:
+def without_folders(text: str, out: Path, path: Path, notebook: chapter.Notebook) -> str:
     """A notebook's JSON in which the OUT_DIR of this run reads as the one of the notebook."""
-    stored = chapter.parameter(chapter.Notebook.read(path), "OUT_DIR")
-    for folder, name in ((out, str(stored)), (ROOT, ".")):
-        text = text.replace(json.dumps(str(folder))[1:-1], name)
+    stored = str(chapter.parameter(notebook, "OUT_DIR"))
+    seen = {folder: os.path.relpath(folder, path.parent) for folder in (out, ROOT / stored)}
+    for folder, name in ((str(out), stored), (seen[out], seen[ROOT / stored]), (str(ROOT), ".")):
+        text = text.replace(json.dumps(folder)[1:-1], json.dumps(name)[1:-1])
     return text
 
 

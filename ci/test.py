@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from environment import ROOT, Environment, run_main
 
 JUNIT = ROOT / "build" / "pytest.xml"
 NOTEBOOKS = ROOT / "build" / "notebooks.json"
+ZOO = ROOT / "build" / "zoo.json"
 # Two processes share two cores, so each of them computes on one thread.
 THREADS = (
     "OMP_NUM_THREADS",
@@ -60,7 +62,7 @@ def main() -> int:
 
 def steps(fast: bool) -> list:
     """(name, arguments of .venv's python, function from the exit status to Counts) in their order."""
-    for stale in (JUNIT, NOTEBOOKS):
+    for stale in (JUNIT, ZOO, NOTEBOOKS):
         stale.unlink(missing_ok=True)
     pytest = ["-m", "pytest", "-n", "2", "--durations=10", f"--junitxml={JUNIT.relative_to(ROOT)}"]
     if fast:
@@ -69,11 +71,12 @@ def steps(fast: bool) -> list:
         ("ruff check", ["-m", "ruff", "check", "."], count_status),
         ("ruff format", ["-m", "ruff", "format", "--check", "."], count_status),
         ("mypy", ["-m", "mypy", "reglib"], count_status),
-        ("pytest", pytest, lambda status: count_junit(JUNIT, status)),
+        ("pytest", pytest, partial(count_junit, JUNIT)),
     ]
     if not fast:
-        check = ["ci/notebooks.py", "check", "--json", str(NOTEBOOKS.relative_to(ROOT))]
-        chosen.append(("notebooks", check, lambda status: count_notebooks(NOTEBOOKS, status)))
+        for name, verb, path in (("bug zoo", "zoo", ZOO), ("notebooks", "check", NOTEBOOKS)):
+            arguments = ["ci/notebooks.py", verb, "--json", str(path.relative_to(ROOT))]
+            chosen.append((name, arguments, partial(count_notebooks, path)))
     return chosen
 
 

@@ -539,6 +539,15 @@ def test_stored_outputs_name_the_folder_of_the_notebook(tmp_path):
     assert stored.cells[VERSIONS].outputs[0].text.splitlines()[-1] == "build/out/tiny/a.txt"
 
 
+def test_stored_outputs_name_the_folder_as_seen_from_the_notebook(tmp_path):
+    out, path = runner.ROOT / "build" / "notebooks" / "refresh" / "00_tiny", runner.ROOT / "notebooks" / "00_tiny.ipynb"
+    text = f"saved ../build/notebooks/refresh/00_tiny/a.txt, {out}/b.txt and {runner.ROOT}/c.txt"
+    stored = tiny.write(tmp_path)
+    assert refresh.without_folders(text, out, path, chapter.Notebook.read(stored)) == (
+        "saved ../build/out/tiny/a.txt, build/out/tiny/b.txt and ./c.txt"
+    )
+
+
 def test_stored_outputs_hold_no_progress_and_no_widget():
     bar = "  0%|          | 0/2\r100%|██████████| 2/2 [00:00<00:00, 9.1it/s]\n"
     outputs = [
@@ -582,7 +591,8 @@ def test_start_here_runs_on_two_files_of_the_reader(tmp_path):
     for path, subject in zip(files.values(), cohort.subjects, strict=True):
         io.save_image(path, subject.image, subject.grid)
     place = runner.Workplace(tmp_path / "build", overrides={name: str(path) for name, path in files.items()})
-    done = runner.execute(place, "own", runner.ROOT / "notebooks" / "00_start_here.ipynb", REGLIB_WIDGETS="static")
+    path = runner.ROOT / "notebooks" / "00_start_here.ipynb"
+    done = runner.execute(place, "own", path, at_once=2, REGLIB_WIDGETS="static")
     assert (done.trouble, done.errors) == ("", [])
     assert "fixed.nii.gz" in done.printed  # the doctor's report
     assert "PASS round_trip" in done.printed
