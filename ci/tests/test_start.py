@@ -445,8 +445,9 @@ def test_every_step_runs_and_one_failure_fails_the_command(check, monkeypatch, c
 def test_fast_leaves_out_notebooks_and_browser(check, monkeypatch, tmp_path):
     monkeypatch.setattr(check, "JUNIT", check.ROOT / "build" / "no-such.xml")
     monkeypatch.setattr(check, "NOTEBOOKS", check.ROOT / "build" / "no-such.json")
+    monkeypatch.setattr(check, "ZOO", check.ROOT / "build" / "no-zoo.json")
     fast = {name: arguments for name, arguments, count in check.steps(fast=True)}
     full = {name: arguments for name, arguments, count in check.steps(fast=False)}
-    assert set(full) - set(fast) == {"notebooks"}
+    assert set(full) - set(fast) == {"bug zoo", "notebooks"}
     assert fast["pytest"][-2:] == ["-m", "not browser"]
     assert "not browser" not in full["pytest"]
