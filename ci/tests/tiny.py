@@ -14,7 +14,7 @@ What is left when a chapter holds nothing but its form?
   - move a control
 - **You need** nothing
 - **Time** smoke 5 s, lite 5 s, full 5 s
-- **Data and licence** none
+- **Data and license** none
 - **What you can touch** every cell"""
 
 PARAMETERS = """\

@@ -76,14 +76,17 @@ def overlay(
     grid: Grid,
     *,
     before: Image | None = None,
+    name: str = "warped",
     plane: PlaneName = "axial",
     world: Point | None = None,
 ) -> Figure:
     """Both images as light of complementary colors: gray where they agree, colored where only one is bright.
 
-    Args: before: the moving image on `grid`, not yet warped; drawn first, in the window of `warped`.
+    Args:
+        before: the moving image on `grid`, not yet warped; drawn first, in the window of `warped`.
+        name: what the second image is called; "moving" where it is not warped yet.
     """
-    return _compare(fixed, warped, grid, before, canvas.blended, plane=plane, world=world)
+    return _compare(fixed, warped, grid, before, canvas.blended, name=name, plane=plane, world=world)
 
 
 def checkerboard(
@@ -111,19 +114,20 @@ def _compare(
     before: Tensor | None,
     draw: Callable[[Panel, Plane, np.ndarray, np.ndarray], object],
     *,
+    name: str = "warped",
     plane: PlaneName,
     world: Point | None,
 ) -> Figure:
     """One panel for each of before, after; `draw` gets the slices of both images, scaled to [0, 1]."""
-    images = {"fixed and warped": warped} if before is None else {"before": before, "after": warped}
-    for name, image in {"fixed": fixed, "warped": warped, **images}.items():
-        require_on_grid(image, grid, name)
+    images = {f"fixed and {name}": warped} if before is None else {"before": before, "after": warped}
+    for role, image in {"fixed": fixed, name: warped, **images}.items():
+        require_on_grid(image, grid, role)
     here, shown = plane_of(fixed, grid, name=plane, world=world), window(warped)
-    figure, axes = canvas.panels([[canvas.slot(here, canvas.titled(name, here)) for name in images]])
+    figure, axes = canvas.panels([[canvas.slot(here, canvas.titled(title, here)) for title in images]])
     light = canvas.scaled(here.cut(fixed), window(fixed))
-    for panel, (name, image) in zip(axes, images.items(), strict=True):
+    for panel, (title, image) in zip(axes, images.items(), strict=True):
         draw(panel, here, light, canvas.scaled(here.cut(image), shown))
-        canvas.name_both(panel, "fixed", "moving" if name == "before" else "warped")
+        canvas.name_both(panel, "fixed", "moving" if title == "before" else name)
     return figure
 
 
