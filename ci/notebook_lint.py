@@ -22,7 +22,7 @@ CELL_LINES, LESSON_LINES, FUNCTION_LINES = 15, 25, 12
 LARGEST_BYTES = 700_000
 CHECKS, EXERCISES = 3, 2
 OPENING = {"Goals": "Goals", "You need": "You need", "Time": "Time"}
-OPENING |= {"Data and licence": "Data and licen[cs]e", "What you can touch": "What you can touch"}
+OPENING |= {"Data and license": "Data and licen[cs]e", "What you can touch": "What you can touch"}
 CLOSING = {"Summary": "Summary", "Questions": "(?:Three )?questions", "Next": "Next", "References": "References"}
 FORBIDDEN = {
     r"\bsys\s*\.\s*path\b": "sys.path: reglib is installed, nothing needs adding",

@@ -106,7 +106,7 @@ SOURCE_FAULTS = {
     "two goals": (replace_in(0, "  - draw a line\n", ""), "3 to 5, each a verb; found 2"),
     "no need": (replace_in(0, "**You need** nothing", "**Bring** nothing"), "no part named 'You need'"),
     "no lite time": (replace_in(0, "lite 5 s, ", ""), "how long smoke, lite and full take"),
-    "no license": (replace_in(0, "Data and licence", "Data"), "no part named 'Data and licence'"),
+    "no license": (replace_in(0, "Data and license", "Data"), "no part named 'Data and license'"),
     "no touch": (replace_in(0, "What you can touch", "Touch"), "no part named 'What you can touch'"),
     "no summary": (replace_in(CLOSING, "## Summary", "## End"), "no heading 'Summary'"),
     "two questions asked": (replace_in(CLOSING, "3. What else?", ""), "three questions, as a list; found 2"),
