@@ -93,7 +93,9 @@ def register(
         fixed_mask=fixed_mask,
         moving_mask=moving_mask,
     )
-    settings = pipeline.Settings(transform, similarity, quality, affine_first=not no_affine)
+    settings = pipeline.Settings(
+        transform, similarity, quality, affine_first=not no_affine, progress=sys.stderr.isatty()
+    )
     metrics = pipeline.register_case(case, settings, out, device=_device(device, threads))
     _say(metrics, out)
 

@@ -34,6 +34,7 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "mi": MUTUAL_INFORMATION,
 }
 STEPS = {"fast": (60, 40, 10), "accurate": (80, 60, 40)}  # of the deformable part, coarse to fine
+LARGEST_GROWTH = 2.5  # in volume, between two scans of one body part; a fit beyond it has zoomed into a detail
 COARSEST = 20  # voxels along the longest axis that a level keeps at least
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
 DIFFUSION_WEIGHT = 0.25
@@ -190,7 +191,7 @@ def _align_by(
     case: Case,
     shared: dict[str, Any],
 ) -> Registration:
-    """Fit each model from where the one before ended; one that ends less alike than it began is left out."""
+    """Fit each model from where the one before ended; one that ends less alike, or collapses, is left out."""
     levels = _levels(case.fixed_grid)[:2]
     best = _still(transforms.Translation(case.fixed_grid, matrix=matrix), case, fixed, moving)
     for model in models:
@@ -199,8 +200,10 @@ def _align_by(
         found = register(fixed, moving, start, similarity=MUTUAL_INFORMATION, levels=levels, steps=steps, **shared)
         assert isinstance(found.transform, transforms.Linear)
         reached = found.transform.matrix().detach()
+        growth = float(torch.linalg.det(reached[:-1, :-1]) / torch.linalg.det(matrix[:-1, :-1]))
+        plausible = 1 / LARGEST_GROWTH < growth < LARGEST_GROWTH
         chosen = choose_start(fixed, moving, [matrix, reached], similarity=MUTUAL_INFORMATION, **_grids(case))
-        if chosen is reached:
+        if plausible and chosen is reached:
             best, matrix = found, reached
     return best
 
