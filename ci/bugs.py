@@ -137,4 +137,4 @@ def missing_identity() -> None:
         d = ddf.shape[1]
         return right(ddf) - torch.eye(d, dtype=ddf.dtype, device=ddf.device).reshape(1, d, d, *[1] * d)
 
-    replace(field, "_jacobian", jacobian)  # what jacobian and jacobian_determinant share
+    replace(field.calculus, "_jacobian", jacobian)  # what jacobian and jacobian_determinant share

@@ -1,30 +1,105 @@
 """Separable filters and derivatives: each is a small matrix applied along an axis.
 
 A matrix says everything about a one-dimensional linear filter, its borders included, so smoothing, windowed
-sums, B-splines and resizing share one function, `apply_along`. On CPUs and GPUs a product with an (n, n) matrix
-is faster than a convolution and its time does not depend on the filter's width.
+sums, B-splines and resizing share one function, `apply_along`. On CPUs and GPUs a product with a banded matrix
+is faster than a convolution, and its time hardly depends on the filter's width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .grid import per_axis
 
+TILE = 24  # rows of a matrix that are multiplied at once: enough for the processor, few enough to skip its zeros
+
 
 def apply_along(image: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """Multiply every line of `image` along `axis` by `matrix` (m, n): size n becomes m along that axis."""
-    matrix = matrix.to(image)
-    if axis % image.ndim == image.ndim - 1:
-        return image @ matrix.T
-    lead = image.shape[:axis]
-    lines = image.reshape(lead.numel(), image.shape[axis], -1)  # (lead, n, rest)
-    return torch.matmul(matrix, lines).reshape(*lead, matrix.shape[0], *image.shape[axis + 1 :])
+    """Multiply every line of `image` along `axis` by `matrix` (m, n): size n becomes m along that axis.
+
+    The matrix is a constant: no gradient flows to it. Blocks of it that are zero cost nothing.
+    """
+    axis = axis % image.ndim
+    if image.requires_grad and torch.is_grad_enabled():
+        result: Tensor = _Along.apply(image, matrix, axis)
+        return result
+    return _multiply(image, _tiles(matrix, image), matrix.shape[0], axis)
+
+
+class _Along(torch.autograd.Function):
+    """`apply_along` with the transposed matrix as its backward, so that nothing of the image is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, matrix: Tensor, axis: int) -> Tensor:
+        ctx.matrix, ctx.axis = matrix, axis
+        return _multiply(image, _tiles(matrix, image), matrix.shape[0], axis)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return apply_along(gradients[0], _transposed(ctx.matrix), ctx.axis), None, None
+
+
+class _Tile(NamedTuple):
+    """Rows a:b of a matrix and their columns low:high, beyond which these rows are zero."""
+
+    a: int
+    b: int
+    low: int
+    high: int
+    block: Tensor
+
+
+def _multiply(image: Tensor, tiles: Sequence[_Tile], m: int, axis: int) -> Tensor:
+    result = image.new_empty((*image.shape[:axis], m, *image.shape[axis + 1 :]))
+    lead, n = image.shape[:axis].numel(), image.shape[axis]
+    if axis == image.ndim - 1:
+        source, target = image.reshape(lead, n), result.view(lead, m)
+        for a, b, low, high, block in tiles:
+            torch.mm(source[:, low:high], block.T, out=target[:, a:b])
+        return result
+    source = image.reshape(lead, n, -1)
+    target = result.view(lead, m, source.shape[-1])
+    if lead == 1:  # many small products are faster than a long one
+        parts = image.shape[axis + 1]
+        source, target = (x.view(x.shape[1], parts, -1).transpose(0, 1) for x in (source, target))
+    for a, b, low, high, block in tiles:
+        target[:, a:b] = torch.matmul(block, source[:, low:high])
+    return result
+
+
+_tiled: WeakIdKeyDictionary = WeakIdKeyDictionary()  # matrix -> {(dtype, device): its tiles}, or its transpose
+
+
+def _tiles(matrix: Tensor, like: Tensor) -> list[_Tile]:
+    """The matrix cut into bands of TILE rows, each without the columns that are zero in it; cached."""
+    known = _tiled.setdefault(matrix, {})
+    key = (like.dtype, like.device)
+    if key not in known:
+        known[key] = []
+        for a in range(0, matrix.shape[0], TILE):
+            rows = matrix[a : a + TILE]
+            used = (rows != 0).any(0).nonzero().flatten().tolist() or [0]
+            low, high = used[0], used[-1] + 1
+            known[key].append(_Tile(a, a + len(rows), low, high, rows[:, low:high].to(like).contiguous()))
+    tiles: list[_Tile] = known[key]
+    return tiles
+
+
+def _transposed(matrix: Tensor) -> Tensor:
+    known = _tiled.setdefault(matrix, {})
+    if "transposed" not in known:
+        known["transposed"] = matrix.T.contiguous()
+    transposed: Tensor = known["transposed"]
+    return transposed
 
 
 def separable(image: Float[Tensor, "b c *s"], matrices: Sequence[Tensor | None]) -> Tensor:
@@ -51,12 +126,79 @@ def gaussian(image: Float[Tensor, "b c *s"], *, sigma: float | Sequence[float]) 
 
 def box(image: Float[Tensor, "b c *s"], *, window: int | Sequence[int]) -> Float[Tensor, "b c *s"]:
     """Sum over a window of odd size centered at each voxel, of the voxels that exist."""
-    windows = [int(w) for w in per_axis(window, image.ndim - 2, "window")]
-    if any(w < 1 or w % 2 == 0 for w in windows):
-        raise ValueError(
-            f"window must be an odd number of voxels of at least 1, so that it has a center; got {window}."
-        )
-    return separable(image, [box_matrix(n, w) for n, w in zip(image.shape[2:], windows, strict=True)])
+    return window_sum(image, LocalWindow(size=window))
+
+
+@dataclass(frozen=True)
+class LocalWindow:
+    """The neighborhood of a voxel and how its voxels are weighted; the center weighs most and each axis alike.
+
+    Args:
+        kernel: "box" weighs all alike, "triangular" falls off linearly, "gaussian" by sigma.
+        size: odd edge length in voxels, one number or one an axis.
+        sigma: of a gaussian, voxels; default size / 3. Given without a size, the window ends at 3 sigma.
+
+    Source: kernels as in DeepReg's LNCC, there unnormalized as here; only ratios of window sums matter.
+    """
+
+    kernel: Literal["box", "triangular", "gaussian"] = "box"
+    size: int | Sequence[int] | None = None
+    sigma: float | Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kernel not in ("box", "triangular", "gaussian"):
+            raise ValueError(f'kernel must be "box", "triangular" or "gaussian"; got "{self.kernel}".')
+        if (self.sigma is not None) and self.kernel != "gaussian":
+            raise ValueError(f'sigma belongs to kernel "gaussian"; got sigma={self.sigma} for "{self.kernel}".')
+        if self.size is None and self.sigma is None:
+            raise ValueError("a window needs a size in voxels, or for a gaussian a sigma; got neither.")
+
+    @classmethod
+    def of_mm(
+        cls,
+        *,
+        spacing: Sequence[float],
+        size_mm: float | Sequence[float] | None = None,
+        sigma_mm: float | Sequence[float] | None = None,
+        kernel: Literal["box", "triangular", "gaussian"] = "box",
+    ) -> LocalWindow:
+        """A window of about one physical size: the odd number of voxels closest to `size_mm` along each axis."""
+        d = len(tuple(spacing))
+        steps = per_axis(spacing, d, "spacing")
+        if min(steps) <= 0:
+            raise ValueError(f"spacing must be above 0 mm; got {steps}.")
+        sizes = sigmas = None
+        if size_mm is not None:
+            sizes = tuple(
+                max(1, 2 * round((mm / step - 1) / 2) + 1)
+                for mm, step in zip(per_axis(size_mm, d, "size_mm"), steps, strict=True)
+            )
+        if sigma_mm is not None:
+            sigmas = tuple(mm / step for mm, step in zip(per_axis(sigma_mm, d, "sigma_mm"), steps, strict=True))
+        return cls(kernel, sizes, sigmas)
+
+    def matrices(self, shape: Sequence[int]) -> list[Tensor]:
+        """One symmetric matrix for each axis of an image of this shape."""
+        d = len(shape)
+        sigmas = None if self.sigma is None else per_axis(self.sigma, d, "sigma")
+        if sigmas is not None and min(sigmas) <= 0:
+            raise ValueError(f"sigma of a window must be above 0 voxels; got {sigmas}.")
+        size = self.size if self.size is not None else [2 * math.ceil(3 * s) + 1 for s in sigmas or ()]
+        sizes = per_axis(size, d, "window")
+        if any(w < 1 or w % 2 != 1 for w in sizes):
+            raise ValueError(
+                f"window must be an odd number of voxels of at least 1, so that it has a center; got {self.size}."
+            )
+        if self.kernel == "gaussian":
+            spreads = sigmas or [w / 3 for w in sizes]
+            return [window_matrix(n, int(w), s) for n, w, s in zip(shape, sizes, spreads, strict=True)]
+        make = box_matrix if self.kernel == "box" else triangle_matrix
+        return [make(n, int(w)) for n, w in zip(shape, sizes, strict=True)]
+
+
+def window_sum(image: Float[Tensor, "b c *s"], window: LocalWindow) -> Float[Tensor, "b c *s"]:
+    """Weighted sum over the window centered at each voxel, of the voxels that exist."""
+    return separable(image, window.matrices(image.shape[2:]))
 
 
 def finite_difference(image: Tensor, axis: int, *, spacing: float = 1.0) -> Tensor:
@@ -117,6 +259,21 @@ def box_matrix(n: int, window: int) -> Tensor:
     """(n, n) ones where two voxels are in one window."""
     i = torch.arange(n, dtype=torch.float64)
     return ((i[:, None] - i).abs() <= window // 2).double()
+
+
+@lru_cache(maxsize=128)
+def triangle_matrix(n: int, window: int) -> Tensor:
+    """(n, n) weights that fall linearly from the center, 1 2 3 2 1 for a window of 5; not normalized."""
+    i = torch.arange(n, dtype=torch.float64)
+    return ((window + 1) / 2 - (i[:, None] - i).abs()).clamp(min=0)
+
+
+@lru_cache(maxsize=128)
+def window_matrix(n: int, window: int, sigma: float) -> Tensor:
+    """(n, n) gaussian weights inside a window, 1 at the center; not normalized."""
+    i = torch.arange(n, dtype=torch.float64)
+    distance = (i[:, None] - i).abs()
+    return torch.exp(-0.5 * (distance / sigma) ** 2) * (distance <= window // 2)
 
 
 @lru_cache(maxsize=128)

@@ -438,7 +438,7 @@ def test_exponential_agrees_with_monai(shape, steps):
 
     velocity = smooth_ddf(shape, largest=3.0, batch=2)
     block = quiet(DVF2DDF, num_steps=steps, mode="bilinear", padding_mode="border")
-    assert largest(field.exponential(velocity, steps=steps), quiet(block, velocity)) < 1e-5
+    assert largest(field.exponential(velocity, steps=steps, start="euler"), quiet(block, velocity)) < 1e-5
 
 
 @pytest.mark.parametrize("dim", [2, 3])
@@ -486,10 +486,14 @@ def test_forward_and_backward_flow_nearly_cancel(shape):
     assert forth.norm(dim=1).max() > 3
 
 
-def test_exponential_chooses_its_steps_from_the_largest_move():
+def test_exponential_chooses_its_steps_from_the_largest_move_and_slope():
     small = constant(SHAPES[2], (0.1, 0.1))
     assert field.squarings(small) == 0
-    assert field.squarings(small * 100) == math.ceil(math.log2(math.hypot(10, 10) / 0.25))
+    assert field.squarings(small * 100) == math.ceil(math.log2(math.hypot(10, 10) / 2))
+    assert field.squarings(small * 100, start="euler") == math.ceil(math.log2(math.hypot(10, 10) / 0.25))
+    steep = small.clone()
+    steep[:, 0, ::2] = 1.9  # no voxel moves by more than two, but neighbors part by 1.8
+    assert field.squarings(steep) == 1
     assert largest(field.exponential(small * 100), constant(SHAPES[2], (10.0, 10.0))) < 1e-4
 
 

@@ -14,21 +14,28 @@ from helpers import (
     rotation,
     sentence,
     smooth_ddf,
+    targets,
     voxels,
 )
 from scipy.interpolate import BSpline
 
 from reglib import field
-from reglib.grid import Grid
+from reglib.grid import Grid, GridMismatchError
 from reglib.transforms import (
     Affine,
+    Dense,
     DenseDisplacement,
     FreeFormDeformation,
+    Inverse,
+    KernelDisplacement,
+    MultiLevel,
+    QuaternionRigid,
     Rigid,
     Sequential,
     Similarity,
     StationaryVelocity,
     Translation,
+    VelocityFreeForm,
 )
 
 LINEAR = [Translation, Rigid, Similarity, Affine]
@@ -41,11 +48,11 @@ def oblique_grid(dim, shape=None):
 
 
 def fill(transform, seed=0):
-    """Random parameters: mm for translations, radians and logarithms for the rest."""
+    """Random changes of all parameters: mm for translations, radians and logarithms for the rest."""
     rng = np.random.default_rng(seed)
     for name, parameter in transform.named_parameters():
         size = 3.0 if name.endswith("_mm") else 0.12
-        parameter.data = torch.from_numpy(rng.normal(0, size, parameter.shape)).to(parameter)
+        parameter.data += torch.from_numpy(rng.normal(0, size, parameter.shape)).to(parameter)
     return transform
 
 
@@ -70,23 +77,39 @@ def dense_models(dim, largest=2.5):
     """One of each dense model with a smooth, invertible map on an oblique grid."""
     grid = oblique_grid(dim)
     smooth = smooth_ddf(grid.shape, largest=largest, sigma=5.0, seed=1)
-    ffd = FreeFormDeformation(grid, control_spacing_mm=(5.0, 9.0, 8.0)[:dim])
-    control = torch.from_numpy(np.random.default_rng(2).uniform(-1.5, 1.5, ffd.coefficients.shape)).float()
+    spacing = (5.0, 9.0, 8.0)[:dim]
     return {
         "dense": DenseDisplacement(grid, ddf=smooth),
         "velocity": StationaryVelocity(grid, velocity=smooth),
-        "free form": FreeFormDeformation(grid, control_spacing_mm=(5.0, 9.0, 8.0)[:dim], coefficients=control),
+        "free form": scatter(FreeFormDeformation(grid, control_spacing_mm=spacing)),
+        "velocity free form": scatter(VelocityFreeForm(grid, control_spacing_mm=spacing)),
+        "kernel": scatter(KernelDisplacement(grid, control_spacing_mm=11.0), 1.2),
+        "kernel velocity": scatter(KernelDisplacement(grid, control_spacing_mm=11.0, velocity=True)),
     }
+
+
+def scatter(transform, most=1.5):
+    """Random coefficients of up to `most` voxels on the lattice of a model."""
+    control = np.random.default_rng(2).uniform(-most, most, transform.coefficients.shape)
+    transform.coefficients.data = torch.from_numpy(control).float()
+    return transform
 
 
 def every_model(dim):
     grid = oblique_grid(dim)
-    models = {c.__name__: fill(c(grid), seed=k) for k, c in enumerate(LINEAR)} | dense_models(dim)
+    dense = dense_models(dim)
+    models = {c.__name__: fill(c(grid), seed=k) for k, c in enumerate(LINEAR)} | dense
+    if dim == 3:
+        models["QuaternionRigid"] = fill(QuaternionRigid(grid), seed=5)
+    models["limited"] = fill(Affine(grid, limits={"angle_rad": 0.2, "translation_mm": 5.0, "shear": 0.3}), seed=3)
     pieces = [fill(Rigid(grid), seed=7), dense_models(dim)["velocity"]]
-    return models | {"sequential": Sequential(*pieces)}
+    models["sequential"] = Sequential(*pieces)
+    models["multi-level"] = MultiLevel(fill(Affine(grid), seed=8), dense_models(dim, 1.5)["dense"])
+    return models | {"linked inverse": Inverse(dense_models(dim)["velocity"])}
 
 
-MODELS = [(dim, name) for dim in (2, 3) for name in every_model(2)]
+MODELS = [(dim, name) for dim in (2, 3) for name in every_model(dim)]
+EXACT = {"Translation", "Rigid", "Similarity", "Affine", "QuaternionRigid", "limited"}  # linear ones
 
 
 def world_of(ddf, grid):
@@ -175,7 +198,7 @@ def test_inverse_leads_back(dim, name):
     points = inside_points(transform.grid)
     moved = transform.points(points)
     assert (moved - points).norm(dim=-1).max() > 0.5
-    bound = 1e-8 if name in {c.__name__ for c in LINEAR} else 0.15
+    bound = 1e-8 if name in EXACT else 0.15
     error = (transform.inverse().points(moved) - points).norm(dim=-1)
     assert error.max() < bound
     error = (transform.points(transform.inverse().points(points)) - points).norm(dim=-1)
@@ -195,7 +218,7 @@ def test_at_another_grid_keeps_the_physical_map(dim, name):
         assert type(moved) is type(transform)
         assert moved.grid == grid
         assert moved.ddf().shape[2:] == grid.shape
-        limit = 1e-8 if name in {c.__name__ for c in LINEAR} else bound
+        limit = 1e-8 if name in EXACT else bound
         assert (moved.points(points) - transform.points(points)).norm(dim=-1).max() < limit
     for mine, old in zip(transform.parameters(), before, strict=True):
         assert largest(mine, old) == 0
@@ -231,6 +254,214 @@ def test_one_optimizer_step_moves_the_image_by_about_its_length(dim, name):
             parameter.data += group["lr"]
     moved = (transform.ddf().detach() - before).norm(dim=1).mean()
     assert 0.1 < moved < 3
+
+
+# -- parameters from elsewhere ---------------------------------------------------
+def tiny_models(dim):
+    """Every model on a grid of a few voxels, float64, with values at which no sample falls on a voxel."""
+    grid = Grid({2: (6, 5), 3: (4, 5, 3)}[dim], oblique(dim))
+    lattice = {"control_spacing_mm": (3.0, 6.0, 4.0)[:dim]}
+    models = {
+        "dense": DenseDisplacement(grid),
+        "velocity": StationaryVelocity(grid, steps=2),
+        "free form": FreeFormDeformation(grid, **lattice),
+        "velocity free form": VelocityFreeForm(grid, **lattice, steps=2),
+        "kernel": KernelDisplacement(grid, **lattice),
+        "kernel velocity": KernelDisplacement(grid, **lattice, velocity=True, steps=2),
+        "limited": Affine(grid, limits={"angle_rad": 0.2}),
+        "sequential": Sequential(Rigid(grid), StationaryVelocity(grid, steps=2)),
+        "multi-level": MultiLevel(Affine(grid), DenseDisplacement(grid)),
+    }
+    models |= {"QuaternionRigid": QuaternionRigid(grid)} if dim == 3 else {}
+    rng = np.random.default_rng(4)
+    for transform in models.values():
+        transform.double()
+        for parameter in transform.parameters():
+            parameter.data += torch.from_numpy(rng.uniform(0.02, 0.25, parameter.shape))
+    return models
+
+
+TINY = [(dim, name) for dim in (2, 3) for name in tiny_models(dim)]
+
+
+@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize(("dim", "name"), TINY)
+def test_gradient_of_the_map_with_respect_to_its_parameters(dim, name, back):
+    """Both ways, by finite differences in float64; a way back by fixed point has the implicit function's gradient."""
+    transform = tiny_models(dim)[name]
+    names = [label for label, _ in transform.named_parameters()]
+    grid = transform.grid
+    centers = torch.from_numpy(apply(grid.world_from_voxel.numpy(), voxels(grid.shape)).reshape(1, -1, dim))
+
+    def ddf(*values):
+        model = transform.with_values(**dict(zip(names, values, strict=True)))
+        model = model.inverse(linked=True) if back else model
+        return model.ddf() if name in tiny_dense(dim) else model.points(centers)  # a linear ddf is float32
+
+    values = [p.detach().clone().requires_grad_() for p in transform.parameters()]
+    assert torch.autograd.gradcheck(ddf, values, fast_mode=True, eps=1e-6, atol=1e-6, rtol=1e-4)
+
+
+def tiny_dense(dim):
+    return {name for name, model in tiny_models(dim).items() if isinstance(model, Dense)}
+
+
+@pytest.mark.parametrize(("dim", "name"), [(d, n) for d, n in MODELS if isinstance(every_model(d)[n], Dense)])
+def test_a_network_supplies_a_batch_of_values(dim, name):
+    """Each of the batch as if it were alone, there, back, elsewhere and for points, with its own gradient."""
+    transform = every_model(dim)[name]
+    transform.steps = 4  # else the fastest of the batch sets it for all
+    [(label, parameter)] = transform.named_parameters()
+    values = torch.cat([parameter.detach(), -0.5 * parameter.detach(), 0 * parameter.detach()]).requires_grad_()
+    batch = transform.with_values(**{label: values})
+    assert type(batch) is type(transform)
+    assert list(batch.parameters()) == []
+    points, other = inside_points(transform.grid).float(), transform.grid.downsample(1.7)
+    singles = [transform.with_values(**{label: v[None].detach()}) for v in values]
+    for view in (
+        lambda model: model.ddf(),
+        lambda model: model.ddf(other),
+        lambda model: model.points(points),
+        lambda model: model.inverse().ddf(),
+        lambda model: model.at(other).ddf(),
+        lambda model: model.inverse_residual(),
+        lambda model: Sequential(Rigid(model.grid), model).ddf(),
+        lambda model: Sequential(model, StationaryVelocity(model.grid, velocity=0.3 + 0 * model.ddf()[:1])).ddf(),
+        lambda model: MultiLevel(model, fill(Rigid(model.grid))).points(points),
+    ):
+        found = view(batch)
+        assert len(found) == 3
+        assert largest(found, torch.cat([view(single) for single in singles])) < 2e-3  # inverses stop together
+    batch.ddf()[1].square().sum().backward()
+    assert [bool((g != 0).any()) for g in values.grad] == [False, True, False]
+    assert parameter.grad is None
+
+
+@pytest.mark.parametrize(("dim", "name"), MODELS)
+def test_values_replace_parameters_and_leave_the_model_alone(dim, name):
+    transform = every_model(dim)[name]
+    before = {label: p.detach().clone() for label, p in transform.named_parameters()}
+    values = {label: (0.5 * p.detach()).requires_grad_() for label, p in before.items()}
+    other = transform.with_values(**values)
+    (other.ddf() * smooth_ddf(transform.grid.shape, largest=1.0, seed=9)).sum().backward()
+    for label, value in values.items():
+        assert value.grad.abs().max() > 0, label
+    for label, parameter in transform.named_parameters():
+        assert parameter.grad is None, label
+        assert largest(parameter, before[label]) == 0
+        parameter.data *= 0.5
+    assert largest(other.ddf(), transform.ddf()) < 1e-6
+    again = other.with_values(**before)
+    for parameter in transform.parameters():
+        parameter.data *= 2
+    assert largest(again.ddf(), transform.ddf()) < 1e-6
+    moved = other.at(transform.grid.downsample(2))
+    assert list(moved.parameters()) == []
+    for value in values.values():
+        value.grad = None
+    moved.ddf().square().sum().backward()
+    assert all(value.grad is not None for value in values.values())
+
+
+def test_parameters_that_are_not_given_stay_shared():
+    transform = fill(Rigid(oblique_grid(2)))
+    other = transform.with_values(angle_rad=torch.zeros(1, dtype=torch.float64))
+    assert other.translation_mm is transform.translation_mm
+    assert [name for name, _ in other.named_parameters()] == ["translation_mm"]
+    transform.translation_mm.data += 2.0
+    assert largest(other.matrix()[:2, 2], transform.translation_mm) < 1e-12
+    assert set(other.state_dict()) == set(transform.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("error", "call", "words"),
+    [
+        (
+            ValueError,
+            lambda g: Rigid(g).with_values(angle=torch.zeros(1)),
+            ("Rigid", "angle", "translation_mm, angle_rad"),
+        ),
+        (ValueError, lambda g: Rigid(g).with_values(angle_rad=torch.zeros(4, 1)), ("(1,)", "(4, 1)", "loop")),
+        (
+            ValueError,
+            lambda g: StationaryVelocity(g).with_values(velocity=torch.zeros(4, 2, 13, 16)),
+            ("velocity", "(b, 2, 16, 13)", "(4, 2, 13, 16)"),
+        ),
+        (
+            ValueError,
+            lambda g: Sequential(Rigid(g), StationaryVelocity(g)).with_values(velocity=torch.zeros(1, 2, 16, 13)),
+            ("Sequential", "transforms.1.velocity"),
+        ),
+        (TypeError, lambda g: Rigid(g).with_values(angle_rad=0.3), ("angle_rad", "tensor", "float")),
+        (TypeError, lambda g: Rigid(g).with_values(angle_rad=torch.zeros(1).int()), ("floating point", "int32")),
+        (TypeError, lambda g: Sequential(Rigid(g)).fit(torch.zeros(1, 2, 16, 13)), ("Sequential", "parts")),
+        (TypeError, lambda g: MultiLevel(Rigid(g)).fit(torch.zeros(1, 2, 16, 13)), ("MultiLevel", "parts")),
+        (GridMismatchError, lambda g: Affine(g).fit(torch.zeros(1, 2, 13, 16)), ("ddf", "16, 13", "13, 16")),
+        (ValueError, lambda g: DenseDisplacement(g).fit(torch.zeros(3, 2, 16, 13)), ("(1, 2, *s)", "(3, 2, 16, 13)")),
+        (ValueError, lambda g: Affine(g).fit(torch.full((1, 2, 16, 13), float("nan"))), ("ddf", "finite")),
+        (ValueError, lambda g: MultiLevel(), ("MultiLevel", "at least one")),
+        (ValueError, lambda g: MultiLevel(Rigid(g), Rigid(Grid((3, 4, 5)))), ("MultiLevel", "one dimension", "[2, 3]")),
+    ],
+)
+def test_wrong_values_and_fields_are_one_sentence(error, call, words, no_jaxtyping):
+    with sentence(error, *words):
+        call(Grid(SHAPES[2], oblique(2)))
+
+
+# -- the way back ----------------------------------------------------------------
+@pytest.mark.parametrize(("dim", "name"), MODELS)
+def test_linked_inverse_shares_the_parameters_and_follows_them(dim, name):
+    transform = every_model(dim)[name]
+    linked, own = transform.inverse(linked=True), transform.inverse()
+    points = inside_points(transform.grid)
+    if name != "linked inverse":
+        assert linked.inverse(linked=True) is transform
+        assert [id(p) for p in linked.parameters()] == [id(p) for p in transform.parameters()]
+        assert not {id(p) for p in own.parameters()} & {id(p) for p in transform.parameters()}
+        assert all(p.requires_grad and p.is_leaf for p in own.parameters())
+    assert largest(linked.ddf(), own.ddf()) < 1e-5
+    assert largest(linked.points(points), own.points(points)) < 1e-5
+    (linked.ddf() * smooth_ddf(transform.grid.shape, largest=1.0, seed=9)).sum().backward()
+    for label, parameter in transform.named_parameters():
+        assert parameter.grad.isfinite().all(), label
+        assert parameter.grad.abs().max() > 0, label
+        parameter.data *= 0.6
+    bound = 1e-8 if name in EXACT else 0.15
+    assert (linked.points(transform.points(points)) - points).norm(dim=-1).max() < bound
+    assert largest(linked.ddf(), own.ddf()) > 0.05
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_optimizing_a_linked_inverse_moves_the_model(dim):
+    """The motion of the one is the opposite motion of the other: a step on the way back must be seen on the way."""
+    transform = Translation(oblique_grid(dim))
+    optimizer = torch.optim.SGD(transform.inverse(linked=True).parameters(), lr=1.0)
+    transform.inverse(linked=True).points(torch.zeros(1, 1, dim, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    assert largest(transform.translation_mm, 1.0) < 1e-12
+
+
+@pytest.mark.parametrize(("dim", "name"), MODELS)
+def test_residual_of_the_inverse_is_small_in_voxels(dim, name):
+    transform = every_model(dim)[name]
+    residual = transform.inverse_residual()
+    assert residual.shape == (1, 1, *transform.grid.shape)
+    last = np.reshape(transform.grid.shape, (1, dim, *[1] * dim)) - 1
+    back = targets(transform.inverse().ddf())
+    stays = torch.from_numpy(
+        ((back > 2) & (back < last - 2)).all(1, keepdims=True)
+    )  # beyond, a field repeats its border
+    assert stays.double().mean() > 0.15
+    assert residual[stays].max() < (1e-8 if name in EXACT else 0.15)
+    assert residual[stays].mean() < 0.02
+
+
+def test_residual_of_the_inverse_is_that_of_the_fixed_point_and_large_where_a_map_folds():
+    transform = dense_models(2)["dense"]
+    expected = field.inverse(transform.displacement.detach()).residual
+    assert largest(transform.inverse_residual(), expected) < 1e-4
+    transform.displacement.data *= 8
+    assert transform.inverse_residual().max() > 0.5
 
 
 # -- dense -----------------------------------------------------------------------
@@ -388,6 +619,67 @@ def test_sequential_freezes_its_parts_one_by_one():
     assert [p.requires_grad for p in moved.parameters()] == [p.requires_grad for p in both.parameters()]
     assert sum(len(group["params"]) for group in moved.parameter_groups(0.1)) == 1
     assert [tuple(f.shape) for f in moved.deformations()] == [(1, 2, 16, 13)]
+
+
+# -- added -----------------------------------------------------------------------
+@pytest.mark.parametrize("dim", [2, 3])
+def test_multi_level_adds_what_its_parts_move(dim):
+    """In mm, on any grid; a sequence of the same parts is another map."""
+    parts = [fill(Affine(oblique_grid(dim)), seed=1), dense_models(dim)["free form"], dense_models(dim)["kernel"]]
+    both, points = MultiLevel(*parts), inside_points(oblique_grid(dim))
+    expected = points + sum(part.points(points) - points for part in parts)
+    assert largest(both.points(points), expected) < 1e-9
+    still = voxels(both.grid.shape)
+    added = sum(np.moveaxis(part.ddf()[0].detach().double().numpy(), 0, -1) for part in parts)
+    np.testing.assert_allclose(
+        world_of(both.ddf(), both.grid), apply(both.grid.world_from_voxel.numpy(), still + added), atol=1e-4
+    )
+    assert largest(Sequential(*parts).points(points), expected) > 0.1
+    assert [tuple(f.shape[2:]) for f in both.deformations()] == 2 * [both.grid.shape]
+    assert len([p for group in both.parameter_groups(0.1) for p in group["params"]]) == 6
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_multi_level_of_linear_maps_adds_and_inverts_matrices(dim):
+    grid = oblique_grid(dim)
+    parts = [fill(Affine(grid), seed=1), fill(Rigid(grid), seed=2)]
+    matrix = sum(part.matrix().detach().numpy() for part in parts) - np.eye(dim + 1)
+    points = inside_points(grid)
+    np.testing.assert_allclose(MultiLevel(*parts).points(points).detach(), apply(matrix, points), atol=1e-9)
+    back = MultiLevel(*parts).inverse().points(points).detach()
+    np.testing.assert_allclose(back, apply(np.linalg.inv(matrix), points), atol=1e-9)
+
+
+def test_multi_level_with_a_large_shift_is_inverted_where_it_lives():
+    """The linear part is not read from a grid, which the way back would leave at once."""
+    grid = oblique_grid(2)
+    shift = fill(Affine(grid), seed=1)
+    shift.translation_mm.data += 300.0
+    both = MultiLevel(shift, dense_models(2, 1.5)["dense"])
+    points = inside_points(grid)
+    assert (both.inverse().points(both.points(points)) - points).norm(dim=-1).max() < 0.15
+
+
+def test_multi_level_reads_parts_of_other_grids_through_the_world():
+    coarse, fine = oblique_grid(2).downsample(2), oblique_grid(2)
+    both = MultiLevel(
+        DenseDisplacement(coarse, ddf=smooth_ddf(coarse.shape, largest=1.0)), dense_models(2)["free form"]
+    )
+    assert both.grid is not coarse
+    assert both.ddf().shape == (1, 2, *fine.shape)
+    centers = torch.from_numpy(apply(fine.world_from_voxel.numpy(), voxels(fine.shape)).reshape(1, -1, 2))
+    moved = both.points(centers)[0].detach().numpy().reshape(*fine.shape, 2)
+    assert np.abs(moved - world_of(both.ddf(), fine)).max() < 1e-4
+
+
+def test_sequential_of_fits_and_values_by_their_path():
+    grid = oblique_grid(2)
+    both = Sequential(Rigid(grid), StationaryVelocity(grid))
+    velocity = smooth_ddf(grid.shape, largest=2.0, sigma=5.0, batch=3).requires_grad_()
+    ddf = both.with_values(**{"transforms.1.velocity": velocity}).ddf()
+    assert largest(ddf, field.exponential(velocity)) < 1e-4
+    ddf.sum().backward()
+    assert velocity.grad.abs().max() > 0
 
 
 def test_deformations_are_what_a_regularizer_judges():

@@ -1,217 +1,323 @@
 """How unlike two images are.
 
-Every loss takes `(warped, fixed)` of one shape (b, c, *s) and an optional `mask` (b, 1, *s) of weights from 0 to 1.
+Every loss takes `(warped, fixed)` of one shape (b, c, *s) and an optional `mask` (b, 1, *s) of weights from 0 to 1;
+what lies outside the mask changes neither value nor gradient. Half precision is computed in float32.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from .. import filters
+from ..filters import LocalWindow, window_sum
+from ..grid import per_axis
+from ._information import mi_loss, nmi_loss
+from ._local import LocalSums, WindowLike, as_window, lcc_loss, lncc_loss, lncc_sums
+from ._shared import check_pair, in_float32, masked_mean, standardized, value_range, weighted_mean, weights
 
-FLAT = 1e-6  # a window with less than this share of the image's own variance counts as flat
+__all__ = [
+    "LocalSums",
+    "LocalWindow",
+    "huber_loss",
+    "lcc_loss",
+    "lncc_loss",
+    "lncc_sums",
+    "mae_loss",
+    "mi_loss",
+    "mind_features",
+    "mind_loss",
+    "mse_loss",
+    "ncc_loss",
+    "ngf_loss",
+    "nmi_loss",
+    "ssim_loss",
+    "tukey_loss",
+]
 
 
-class LocalSums(NamedTuple):
-    """What `lncc_loss` needs of the fixed image, made once a level by `lncc_sums`; each (b, c, *s) or smaller."""
-
-    voxels: Tensor
-    center: Tensor
-    scale: Tensor
-    mean: Tensor
-    variance: Tensor
-    flat: Tensor
+SSIM_WINDOW = LocalWindow("gaussian", size=11, sigma=1.5)
 
 
+# -- voxel by voxel ---------------------------------------------------------------------------------------------
 def mse_loss(
     warped: Float[Tensor, "b c *s"], fixed: Float[Tensor, "b c *s"], *, mask: Shaped[Tensor, "#b 1 *s"] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean squared difference  mean (W - F)^2  over the mask."""
-    _check_pair(warped, fixed, mask)
-    return _masked_mean((warped - fixed) ** 2, mask)
+    """Mean squared difference  mean (W - F)^2  over the mask; the field's SSD, which is a mean in DeepReg too."""
+    return masked_mean(_difference(warped, fixed, mask).square(), mask).to(warped.dtype)
 
 
-def ncc_loss(
+def mae_loss(
     warped: Float[Tensor, "b c *s"], fixed: Float[Tensor, "b c *s"], *, mask: Shaped[Tensor, "#b 1 *s"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean absolute difference  mean |W - F|  over the mask; an outlier pulls no harder than any other voxel."""
+    return masked_mean(_difference(warped, fixed, mask).abs(), mask).to(warped.dtype)
+
+
+def huber_loss(
+    warped: Float[Tensor, "b c *s"],
+    fixed: Float[Tensor, "b c *s"],
+    *,
+    delta: float = 1.0,
+    mask: Shaped[Tensor, "#b 1 *s"] | None = None,
+) -> Float[Tensor, ""]:
+    """Squared below delta, absolute above:  e^2 / 2  or  delta (|e| - delta / 2), mean over the mask.
+
+    Args: delta: intensity difference where one turns into the other.
+    Source: Huber 1964, doi:10.1214/aoms/1177703732; as `torch.nn.HuberLoss`.
+    """
+    _require_positive(delta=delta)
+    size = _difference(warped, fixed, mask).abs()
+    near = size.clamp(max=delta)
+    return masked_mean(near * (size - near / 2), mask).to(warped.dtype)
+
+
+def tukey_loss(
+    warped: Float[Tensor, "b c *s"],
+    fixed: Float[Tensor, "b c *s"],
+    *,
+    c: float = 0.5,
+    mask: Shaped[Tensor, "#b 1 *s"] | None = None,
+) -> Float[Tensor, ""]:
+    """Tukey's biweight  c^2 / 6 (1 - (1 - (e / c)^2)^3), c^2 / 6 beyond c: outliers do not pull at all.
+
+    Args: c: intensity difference from which a voxel has no influence.
+    Source: Beaton and Tukey 1974, doi:10.1080/00401706.1974.10489171.
+    Differs: e^2 / 2 near 0 as in the paper; VoxelMorph's is three times as large.
+    """
+    _require_positive(c=c)
+    share = (_difference(warped, fixed, mask) / c).clamp(-1, 1).square()
+    return masked_mean((1 - (1 - share) ** 3) * (c * c / 6), mask).to(warped.dtype)
+
+
+def _difference(warped: Tensor, fixed: Tensor, mask: Tensor | None) -> Tensor:
+    check_pair(warped, fixed, mask)
+    warped, fixed = in_float32(warped, fixed)
+    difference = warped - fixed
+    return difference if mask is None else torch.where(mask > 0, difference, 0.0)
+
+
+def _require_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0; got {value}.")
+
+
+# -- correlation ------------------------------------------------------------------------------------------------
+def ncc_loss(
+    warped: Float[Tensor, "b c *s"],
+    fixed: Float[Tensor, "b c *s"],
+    *,
+    squared: bool = False,
+    mask: Shaped[Tensor, "#b 1 *s"] | None = None,
 ) -> Float[Tensor, ""]:
     """One minus the global correlation  r = cov(W, F) / sqrt(var W var F), from 0 to 2; a constant image scores r = 0.
 
-    Differs: signed, so that inverted contrast is worse than none (DeepReg and AirLab square or negate it).
+    Args: squared: 1 - r^2 instead, from 0 to 1: inverted contrast is then as good as equal contrast.
+    Differs: DeepReg's is -r^2 and AirLab's -r; both are 1 smaller.
     """
-    _check_pair(warped, fixed, mask)
-    weight = _weights(fixed, mask)
-    (w_mean, _), (f_mean, _) = _moments(warped, weight), _moments(fixed, weight)
-    w, f = warped - w_mean, fixed - f_mean
-    covariance = _weighted_mean(weight * w * f, weight)
-    w_power = _weighted_mean(weight * w * w, weight) + _rounding_square(w_mean)
-    f_power = _weighted_mean(weight * f * f, weight) + _rounding_square(f_mean)
-    return 1 - (covariance / (w_power.sqrt() * f_power.sqrt())).mean()
+    check_pair(warped, fixed, mask)
+    kind = warped.dtype
+    warped, fixed = in_float32(warped, fixed)
+    weight = None if mask is None else weights(fixed, mask)
+    parts = []
+    for image in (warped, fixed):
+        values, center, scale = standardized(image, weight)
+        values = values - weighted_mean(values, weight)
+        power = weighted_mean(values.square(), weight)
+        # what rounding of the stored intensities alone can make of a variance
+        rounding = (32 * torch.finfo(image.dtype).eps * center * scale).square()
+        parts.append((values, power + rounding + 1e-18))
+    (w, w_power), (f, f_power) = parts
+    r = weighted_mean(w * f, weight) / (w_power.sqrt() * f_power.sqrt())
+    return (1 - (r.square() if squared else r).mean()).to(kind)
 
 
-def lncc_sums(
-    fixed: Float[Tensor, "b c *s"], window: int, *, mask: Shaped[Tensor, "#b 1 *s"] | None = None
-) -> LocalSums:
-    """Local count, mean and variance of the fixed image, to hand to `lncc_loss(fixed_sums=...)` in a loop."""
-    weight = _weights(fixed, mask)
-    voxels = filters.box(weight, window=window).clamp(min=1e-6)
-    center, scale, spread = _standard(fixed, weight)
-    f = (fixed - center) * scale
-    mean = filters.box(weight * f, window=window) / voxels
-    variance = (filters.box(weight * f * f, window=window) / voxels - mean * mean).clamp(min=0)
-    return LocalSums(voxels, center, scale, mean, variance, FLAT * spread + _rounding(mean))
-
-
-def lncc_loss(
+# -- structure --------------------------------------------------------------------------------------------------
+def ngf_loss(
     warped: Float[Tensor, "b c *s"],
     fixed: Float[Tensor, "b c *s"],
     *,
-    window: int = 9,
+    epsilon: float | None = None,
+    spacing: float | Sequence[float] | None = None,
     mask: Shaped[Tensor, "#b 1 *s"] | None = None,
-    fixed_sums: LocalSums | None = None,
 ) -> Float[Tensor, ""]:
-    """One minus the mean squared local correlation  cc = cov^2 / (var W var F)  over windows, from 0 to 1.
+    """One minus the mean squared cosine between gradients,  <gW, gF>^2 / ((|gW|^2 + e^2)(|gF|^2 + e^2)), from 0 to 1.
+
+    Edges should be parallel, whatever their contrast; where an image is flat nothing is compared.
 
     Args:
-        window: odd edge length in voxels. At the borders only voxels that exist are counted.
-        mask: weights; a window counts by the weight at its center, voxels outside do not enter.
-        fixed_sums: `lncc_sums(fixed, window, mask=mask)`, if you have them already.
+        epsilon: gradient, in intensity per voxel (per mm with `spacing`), below which it counts as noise; default the
+            mean length of each image's own gradients.
+        spacing: mm per voxel along each axis.
+        mask: a voxel counts by the smallest weight among those that its differences touch.
 
-    Source: Avants et al. 2008, doi:10.1016/j.media.2007.06.004, equation 5, over windows that exist.
-    Differs: a flat window scores 0 (DeepReg's 1), and nothing scores above 1 (MONAI is unbounded).
+    Source: Haber and Modersitzki 2006, doi:10.1007/11866763_89.   Differs: epsilon for each image (AirLab: 1e-5).
     """
-    _check_pair(warped, fixed, mask)
-    sums = fixed_sums or lncc_sums(fixed, window, mask=mask)
-    weight = _weights(fixed, mask)
-    center, scale, spread = _standard(warped, weight)
-    standard = (warped - center) * scale
-    w = weight * standard
-    mean = filters.box(w, window=window) / sums.voxels
-    variance = (filters.box(w * standard, window=window) / sums.voxels - mean * mean).clamp(min=0)
-    covariance = filters.box(w * (fixed - sums.center) * sums.scale, window=window) / sums.voxels - mean * sums.mean
-    flat = (FLAT * spread + _rounding(mean)) * sums.flat
-    correlation = covariance * covariance / (variance * sums.variance + flat)
-    return 1 - _masked_mean(correlation.clamp(max=1), mask)
+    check_pair(warped, fixed, mask)
+    kind, d = warped.dtype, warped.ndim - 2
+    warped, fixed = in_float32(warped, fixed)
+    steps = per_axis(1.0 if spacing is None else spacing, d, "spacing")
+    _require_positive(spacing=min(steps), **({} if epsilon is None else {"epsilon": epsilon}))
+    weight = None if mask is None else _eroded(weights(fixed, mask))
+    (w, w_power), (f, f_power) = (_edges(x, weight, mask, steps, epsilon) for x in (warped, fixed))
+    inner = sum(a * b for a, b in zip(w, f, strict=True))
+    return (1 - masked_mean(torch.as_tensor(inner).square() / (w_power * f_power), weight)).to(kind)
 
 
-def mi_loss(
+def _edges(
+    image: Tensor, weight: Tensor | None, mask: Tensor | None, steps: Sequence[float], epsilon: float | None
+) -> tuple[list[Tensor], Tensor]:
+    """The derivative along each axis, and the squared length of the gradient plus that of epsilon."""
+    values, center, scale = standardized(image, None if mask is None else weights(image, mask))
+    slopes = [filters.finite_difference(values, k + 2, spacing=step) for k, step in enumerate(steps)]
+    power = torch.stack([slope.square() for slope in slopes]).sum(0)
+    noise = weighted_mean(power.detach().sqrt(), weight) if epsilon is None else epsilon * scale
+    # Sums of squares of a constant are rounding: nothing there may count as an edge.
+    rounding = 32 * torch.finfo(image.dtype).eps * (1 + (center * scale).abs())
+    return slopes, power + noise.square() + rounding.square() + 1e-18
+
+
+def _eroded(weight: Tensor) -> Tensor:
+    """The smallest weight among a voxel and its neighbors along each axis."""
+    smallest = weight
+    for axis in range(2, weight.ndim):
+        n = weight.shape[axis]
+        if n > 1:
+            line = weight.narrow(axis, 0, n - 1).minimum(weight.narrow(axis, 1, n - 1))
+            first, last = line.narrow(axis, 0, 1), line.narrow(axis, n - 2, 1)
+            smallest = smallest.minimum(torch.cat([first, line], axis)).minimum(torch.cat([line, last], axis))
+    return smallest
+
+
+def mind_loss(
     warped: Float[Tensor, "b c *s"],
     fixed: Float[Tensor, "b c *s"],
     *,
-    bins: int = 32,
+    radius: int = 1,
+    dilation: int = 2,
     mask: Shaped[Tensor, "#b 1 *s"] | None = None,
-    warped_range: tuple[float, float] | None = None,
-    fixed_range: tuple[float, float] | None = None,
+    fixed_features: Float[Tensor, "b k *s"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Minus the mutual information  sum p log(p / (p_W p_F))  in nats, from a smoothed joint histogram.
+    """Mean squared difference of self-similarity descriptors, `mind_features`: the same anatomy in any contrast.
 
     Args:
-        bins: intensity bins of each image.
-        warped_range, fixed_range: intensities of the first and last bin; default the image's own smallest and largest.
+        radius, dilation: of `mind_features`.
+        fixed_features: those of the fixed image, if you have them already.
 
-    Raises: ValueError for intensities outside a given range; they are never clamped silently.
-
-    Source: Mattes et al. 2003, doi:10.1109/TMI.2002.803111: cubic B-spline Parzen window for the image that moves,
-        linear for the one that does not. Memory does not grow with voxels times bins.
+    Source: Heinrich et al. 2013, doi:10.1007/978-3-642-40811-3_24.
     """
-    _check_pair(warped, fixed, mask)
-    if bins < 4:
-        raise ValueError(f"bins must be at least 4; got {bins}. 32 is usual.")
-    weight = _weights(fixed, mask).expand_as(fixed).flatten(1)
-    a = _bin_position(warped.flatten(1), weight, warped_range, bins, "warped")
-    b = _bin_position(fixed.flatten(1), weight, fixed_range, bins, "fixed")
-    terms = [_information(a[i], b[i], weight[i], bins) for i in range(len(fixed))]
-    return -torch.stack(terms).mean()
+    check_pair(warped, fixed, mask)
+    if fixed_features is None:
+        fixed_features = mind_features(fixed, radius=radius, dilation=dilation, mask=mask)
+    features = mind_features(warped, radius=radius, dilation=dilation, mask=mask)
+    if features.shape != fixed_features.shape:
+        raise ValueError(
+            f"fixed_features must be {tuple(features.shape)} as mind_features makes them; "
+            f"got {tuple(fixed_features.shape)}."
+        )
+    return masked_mean((features - fixed_features).square(), mask).to(warped.dtype)
 
 
-def _information(a: Tensor, b: Tensor, weight: Tensor, bins: int) -> Tensor:
-    """Mutual information of bin positions a, b in [0, bins - 1]; one bin of padding on each side."""
-    side = bins + 3
-    joint = a.new_zeros(side * side)
-    a0, b0 = a.detach().floor(), b.detach().floor()
-    for j in (0, 1):
-        b_weight = weight * (1 - (b - b0 - j).abs())
-        row = (b0 + j + 1).long()
-        for i in (-1, 0, 1, 2):
-            column = (a0 + i + 1).long()
-            joint = joint.index_add(0, row * side + column, b_weight * filters.cubic_weight(a - a0 - i))
-    joint = (joint / joint.sum().clamp(min=1e-12)).reshape(side, side)
-    independent = joint.sum(0, keepdim=True) * joint.sum(1, keepdim=True)
-    present = joint > 0
-    return (joint[present] * (joint[present] / independent[present].clamp(min=1e-30)).log()).sum()
+def mind_features(
+    image: Float[Tensor, "b c *s"],
+    *,
+    radius: int = 1,
+    dilation: int = 2,
+    mask: Shaped[Tensor, "#b 1 *s"] | None = None,
+) -> Float[Tensor, "b k *s"]:
+    """Self-similarity context: how alike the patches around a voxel are to each other,  exp(-(D - min D) / mean D).
 
+    Args:
+        radius: of a patch, voxels; it is 2 radius + 1 wide.
+        dilation: distance of the patches' centers from the voxel, voxels.
 
-def _bin_position(values: Tensor, weight: Tensor, limits: tuple[float, float] | None, bins: int, name: str) -> Tensor:
-    """(b, n) intensities as positions from 0 to bins - 1; where the weight is 0, position 0."""
-    counts = weight > 0
-    seen = values.detach()
-    low = torch.where(counts, seen, torch.inf).amin(1, keepdim=True)
-    high = torch.where(counts, seen, -torch.inf).amax(1, keepdim=True)
-    if limits is not None:
-        if bool((low < limits[0]).any() | (high > limits[1]).any()):
-            raise ValueError(
-                f"{name} must lie in {name}_range = {limits}; it spans {float(low.min()):.4g} to "
-                f"{float(high.max()):.4g}."
-            )
-        low, high = torch.full_like(low, limits[0]), torch.full_like(high, limits[1])
-    inside = torch.where(counts, values, low.nan_to_num(posinf=0.0))
-    return (inside - low.nan_to_num(posinf=0.0)) / (high - low).clamp(min=1e-12) * (bins - 1)
+    Returns: 12 channels in 3-D, 4 in 2-D for each channel of the image, in (0, 1]: one for each pair of neighbors
+        along two different axes.
 
-
-# -- shared -----------------------------------------------------------------------------------------------------
-def _check_pair(warped: Tensor, fixed: Tensor, mask: Tensor | None) -> None:
-    if warped.shape != fixed.shape:
-        raise ValueError(f"warped and fixed must have one shape; got {tuple(warped.shape)} and {tuple(fixed.shape)}.")
-    if mask is not None and mask.shape[1:] != (1, *fixed.shape[2:]):
-        raise ValueError(f"mask must be (b, 1, {', '.join(map(str, fixed.shape[2:]))}); got {tuple(mask.shape)}.")
-
-
-def _weights(image: Tensor, mask: Tensor | None) -> Tensor:
-    return torch.ones_like(image[:, :1]) if mask is None else mask.to(image.dtype).expand_as(image[:, :1])
-
-
-def _masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Weighted mean over the voxels of each image, then over the batch; an empty mask gives 0 with gradient 0."""
-    if mask is None:
-        return values.mean()
-    weight = mask.to(values.dtype).expand_as(values)
-    axes = tuple(range(1, values.ndim))
-    return ((values * weight).sum(axes) / weight.sum(axes).clamp(min=1e-12)).mean()
-
-
-def _weighted_mean(weighted: Tensor, weight: Tensor) -> Tensor:
-    """Sum over the weight's sum for each image and channel, (b, c, 1, ..); 0 where there is no weight."""
-    axes = tuple(range(2, weighted.ndim))
-    return weighted.sum(axes, keepdim=True) / weight.sum(axes, keepdim=True).clamp(min=1e-12)
-
-
-def _moments(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each image and channel where it counts, without gradient, (b, c, 1, ..)."""
-    x = image.detach()
-    mean = _weighted_mean(weight * x, weight)
-    return mean, _weighted_mean(weight * (x - mean).square(), weight)
-
-
-def _standard(image: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Center, scale and variance of (x - center) * scale, which lies in [-1, 1], each (b, c, 1, ..), no gradient.
-
-    Sums of squares of values far from 0 lose their digits, and of values far above 1 overflow.
+    Source: Heinrich et al. 2013, doi:10.1007/978-3-642-40811-3_24 (MIND-SSC).
+    Differs: patches at the border count only voxels that exist; the noise is kept above rounding.
     """
-    x = image.detach()
-    center = _weighted_mean(weight * x, weight)
-    offset = weight * (x - center)
-    scale = 1 / offset.abs().amax(tuple(range(2, x.ndim)), keepdim=True).clamp(min=1e-18)
-    return center, scale, _weighted_mean((offset * scale).square(), weight)
+    check_pair(image, image, mask)
+    if radius < 0 or dilation < 1:
+        raise ValueError(f"radius must be at least 0 and dilation at least 1 voxel; got {radius} and {dilation}.")
+    (image,) = in_float32(image)
+    weight = None if mask is None else weights(image, mask)
+    values, center, scale = standardized(image, weight)
+    rounding = (32 * torch.finfo(values.dtype).eps * (1 + (center * scale).abs())).square() + 1e-18
+    patch = LocalWindow(size=2 * radius + 1)
+    count = window_sum(torch.ones_like(values[:1, :1]), patch)
+    distances = []
+    for first, second in _neighbor_pairs(image.ndim - 2, dilation):
+        gap = (_shifted(values, *first) - _shifted(values, *second)).square()
+        if weight is not None:
+            both = _shifted(weight, *first) * _shifted(weight, *second)
+            gap, count = gap * both, window_sum(both, patch).clamp(min=1e-6)
+        distances.append(window_sum(gap, patch).div(count))
+    apart = torch.stack(distances, 2)  # (b, c, pairs, *s)
+    apart = apart - apart.amin(2, keepdim=True)
+    noise = apart.mean(2, keepdim=True)
+    typical = noise.detach().flatten(2).mean(2)[(..., *[None] * (image.ndim - 1))]
+    noise = noise.maximum(1e-3 * typical).minimum(1e3 * typical) + rounding.unsqueeze(2)
+    return (-apart / noise).exp().flatten(1, 2)
 
 
-def _rounding(mean: Tensor) -> Tensor:
-    """What rounding alone can make of a variance found as mean of squares minus square of the mean."""
-    return 32 * torch.finfo(mean.dtype).eps * mean.detach().square() + 1e-18
+Offset = tuple[int, int]  # along which axis, how far
 
 
-def _rounding_square(mean: Tensor) -> Tensor:
-    """What rounding alone can make of the variance of values that were centered before squaring."""
-    return (32 * torch.finfo(mean.dtype).eps * mean.detach()).square() + 1e-18
+def _neighbor_pairs(d: int, dilation: int) -> list[tuple[Offset, Offset]]:
+    """Pairs of the 2 d neighbors of a voxel that do not lie opposite each other."""
+    around = [(axis, step) for axis in range(d) for step in (dilation, -dilation)]
+    return [(a, b) for a, b in combinations(around, 2) if a[0] != b[0]]
+
+
+def _shifted(image: Tensor, axis: int, step: int) -> Tensor:
+    """image[p + step] along an axis; the border repeats."""
+    n = image.shape[axis + 2]
+    return image.index_select(axis + 2, torch.arange(step, n + step, device=image.device).clamp_(0, n - 1))
+
+
+def ssim_loss(
+    warped: Float[Tensor, "b c *s"],
+    fixed: Float[Tensor, "b c *s"],
+    *,
+    window: WindowLike = SSIM_WINDOW,
+    data_range: float | None = None,
+    mask: Shaped[Tensor, "#b 1 *s"] | None = None,
+) -> Float[Tensor, ""]:
+    """One minus the mean structural similarity: luminance times contrast times correlation of windows, from 0 to 2.
+
+    Args:
+        window: as for `lncc_loss`; default a gaussian of 1.5 voxels, cut at 11.
+        data_range: largest minus smallest intensity that can occur; default that of the fixed image.
+
+    Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, constants 0.01 and 0.03.
+    Differs: windows at the border count only voxels that exist; 2-D and 3-D.
+    """
+    check_pair(warped, fixed, mask)
+    kind, around = warped.dtype, as_window(window)
+    warped, fixed = in_float32(warped, fixed)
+    weight = weights(fixed, mask)
+    low, high = value_range(fixed, mask)
+    if data_range is not None:
+        _require_positive(data_range=data_range)
+        unit = torch.full_like(high, data_range)
+    else:  # a constant image has no range: its own value serves, or 1
+        unit = torch.where(high > low, high - low, high.abs())
+        unit = torch.where(unit > 1e-18, unit, torch.ones_like(unit))
+    unit = unit.reshape(-1, *[1] * (fixed.ndim - 1))
+    center = weighted_mean(fixed, weight)
+    share = 1 / window_sum(weight, around).clamp(min=1e-6)
+    w, f = (torch.where(weight > 0, (x - center) / unit, 0.0) for x in (warped, fixed))
+    w_mean, f_mean = (window_sum(weight * x, around) * share for x in (w, f))
+    w_power = window_sum(weight * w * w, around) * share - w_mean.square()
+    f_power = window_sum(weight * f * f, around) * share - f_mean.square()
+    covariance = window_sum(weight * w * f, around) * share - w_mean * f_mean
+    w_mean, f_mean = w_mean + center / unit, f_mean + center / unit
+    luminance = (2 * w_mean * f_mean + 1e-4) / (w_mean.square() + f_mean.square() + 1e-4)
+    structure = (2 * covariance + 9e-4) / (w_power.clamp(min=0) + f_power.clamp(min=0) + 9e-4)
+    return (1 - masked_mean(luminance * structure, mask)).to(kind)

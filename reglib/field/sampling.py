@@ -1,10 +1,6 @@
-"""Displacement algebra: warp, compose, exponentiate, invert and measure dense fields.
+"""Reading images and fields between voxels: warp, resample, labels, points.
 
-Convention:
-    warped[p] = moving[p + ddf[p]], p over the voxels of the fixed grid. A ddf is (b, d, *s): component k moves
-    along tensor axis k + 2, in voxels of the fixed grid, from fixed to moving. A velocity has the same layout.
-    Points are voxel coordinates, components last; `warp_points` takes fixed points to moving points.
-    Every coordinate means `align_corners=True`; this module alone calls `torch.nn.functional.grid_sample`.
+This module alone calls `torch.nn.functional.grid_sample`; every coordinate means `align_corners=True`.
 """
 
 from __future__ import annotations
@@ -13,14 +9,15 @@ import math
 from collections.abc import Sequence
 from functools import reduce
 from itertools import product
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from . import filters
-from .grid import Axes, Grid, GridMismatchError, require_on_grid
+from .. import filters
+from ..grid import Grid, GridMismatchError, require_on_grid
 
 Mode = Literal["bilinear", "nearest", "cubic"]
 
@@ -32,14 +29,6 @@ class Grids(TypedDict):
     fixed_grid: Grid
 
 
-class Inverse(NamedTuple):
-    """An approximate inverse and what is left: |u(q + w(q)) + w(q)| in voxels, (b, 1, *s)."""
-
-    ddf: Tensor
-    residual: Tensor
-
-
-# -- sampling -------------------------------------------------------------------------------------------------
 def warp(
     moving: Float[Tensor, "b c *s"],
     ddf: Float[Tensor, "#b d *t"],
@@ -60,7 +49,7 @@ def warp(
 
     Raises: ValueError for shapes that do not fit, GridMismatchError for tensors not on their grids.
     """
-    _check_ddf(ddf, moving.ndim - 2)
+    check_ddf(ddf, moving.ndim - 2)
     if moving_grid is None and fixed_grid is None and moving.shape[2:] != ddf.shape[2:]:
         raise GridMismatchError(
             f"moving {tuple(moving.shape[2:])} and ddf {tuple(ddf.shape[2:])} have different shapes; pass moving_grid "
@@ -108,7 +97,7 @@ def valid_mask(
     ddf: Float[Tensor, "b d *t"], *, moving_grid: Grid | None = None, fixed_grid: Grid | None = None
 ) -> Bool[Tensor, "b 1 *t"]:
     """True where p + ddf[p] falls inside the moving image (within half a voxel of its outer voxel centers)."""
-    _check_ddf(ddf, ddf.ndim - 2)
+    check_ddf(ddf, ddf.ndim - 2)
     shape = moving_grid.shape if moving_grid else tuple(ddf.shape[2:])
     inside = torch.ones_like(ddf[:, :1], dtype=torch.bool)
     for k, target in enumerate(_targets(ddf, ddf, moving_grid, fixed_grid)):
@@ -137,7 +126,7 @@ def warp_points(points: Float[Tensor, "b k d"], ddf: Float[Tensor, "#b d *s"]) -
     Convention: an image is pulled from moving to fixed, so its points go the other way, fixed to moving. To bring
         moving points to the fixed image, use the inverse field.
     """
-    _check_ddf(ddf, points.shape[-1])
+    check_ddf(ddf, points.shape[-1])
     moves = sample(ddf.to(points).expand(points.shape[0], *ddf.shape[1:]), points)  # (b, d, k)
     return points + moves.movedim(1, -1)
 
@@ -154,7 +143,7 @@ def resample(
     require_on_grid(image, image_grid, "image")
     return warp(
         image,
-        identity_ddf(grid).to(_working(image)),
+        torch.zeros(1, grid.dim, *grid.shape, device=image.device, dtype=working_dtype(image)),
         mode=mode,
         padding=padding,
         moving_grid=image_grid,
@@ -166,12 +155,12 @@ def _beyond_float32(labels: Tensor) -> bool:
     return labels.numel() > 0 and bool(labels.abs().max() >= 2**24)
 
 
-def _working(image: Tensor) -> torch.dtype:
+def working_dtype(image: Tensor) -> torch.dtype:
     """float32 at least: half precision has too few digits for coordinates."""
     return torch.float64 if image.dtype == torch.float64 else torch.float32
 
 
-def _check_ddf(ddf: Tensor, d: int) -> None:
+def check_ddf(ddf: Tensor, d: int) -> None:
     if ddf.ndim != d + 2 or ddf.shape[1] != d:
         hint = " Channels last? use ddf.movedim(-1, 1)." if ddf.shape[-1] == d else ""
         raise ValueError(f"ddf must be (b, {d}, *{d} sizes) in voxels for {d}-D data; got {tuple(ddf.shape)}.{hint}")
@@ -181,7 +170,7 @@ def _targets(ddf: Tensor, image: Tensor, moving_grid: Grid | None, fixed_grid: G
     """p + ddf[p] for each axis, (b, *t), in voxels of the moving image; one tensor an axis, so no copies."""
     if (moving_grid is None) != (fixed_grid is None):
         raise ValueError("pass both moving_grid and fixed_grid, or neither when both images share one grid.")
-    d, dtype = ddf.shape[1], _working(ddf if ddf.dtype == torch.float64 else image)
+    d, dtype = ddf.shape[1], working_dtype(ddf if ddf.dtype == torch.float64 else image)
     moved = []
     for k in range(d):
         index = torch.arange(ddf.shape[k + 2], device=ddf.device, dtype=dtype)
@@ -212,7 +201,7 @@ def _sample(image: Tensor, targets: list[Tensor], mode: str, padding: str | floa
         raise ValueError(f'padding must be "border", "zeros" or a number; got "{padding}".')
     if not image.is_floating_point():
         raise TypeError(f"image must be floating point; got {image.dtype}. For labels use field.warp_labels.")
-    working = image.to(torch.float64 if image.dtype == torch.float64 else _working(targets[0]))
+    working = image.to(torch.float64 if image.dtype == torch.float64 else working_dtype(targets[0]))
     targets = [x.to(working.dtype) for x in targets]
     if not isinstance(padding, str) and padding != 0:
         return (_sample(working - padding, targets, mode, "zeros") + padding).to(image.dtype)
@@ -228,14 +217,93 @@ def _sample(image: Tensor, targets: list[Tensor], mode: str, padding: str | floa
 
 
 def _grid_sample(image: Tensor, targets: list[Tensor], mode: str, padding: str) -> Tensor:
-    scaled = [2 / max(n - 1, 1) * x - 1 for x, n in zip(targets, image.shape[2:], strict=True)]
-    grid = torch.stack(scaled[::-1], dim=-1)  # (b, *t, d) ij -> xyz
-    if grid.requires_grad and not bool(grid.detach().sum().isfinite()):  # torch's backward would crash the process
-        raise ValueError("the field must be finite; it holds NaN or infinity. Did the optimization diverge?")
-    if grid.shape[0] != image.shape[0]:
-        batch = max(grid.shape[0], image.shape[0])
-        grid, image = grid.expand(batch, *grid.shape[1:]), image.expand(batch, *image.shape[1:])
-    return torch.nn.functional.grid_sample(image, grid, mode=mode, padding_mode=padding, align_corners=True)
+    """Read (b, c, *s) at positions in voxels; the only place that calls torch's `grid_sample`."""
+    result: Tensor = _Read.apply(image, mode, padding, *targets)
+    return result
+
+
+class _Read(torch.autograd.Function):
+    """`grid_sample` on every core: torch reads the images of a batch in parallel, but a single image on one core.
+
+    A single image is therefore read as several that share its memory, each at its share of the positions.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, mode: str, padding: str, *targets: Tensor) -> Tensor:
+        shape = targets[0].shape
+        batch = max(shape[0], len(image))
+        parts = _parts(image, batch, targets[0][0].numel())
+        grid = _normalized(image, targets, batch, parts)
+        if any(ctx.needs_input_grad) and not bool(grid.sum().isfinite()):  # torch's backward would crash the process
+            raise ValueError("the field must be finite; it holds NaN or infinity. Did the optimization diverge?")
+        read = torch.nn.functional.grid_sample(
+            image.expand(len(grid), *image.shape[1:]), grid, mode=mode, padding_mode=padding, align_corners=True
+        )
+        ctx.save_for_backward(image, grid)
+        ctx.modes, ctx.shape, ctx.parts = (int(mode == "nearest"), int(padding == "border")), shape, parts
+        return _joined(read, batch, parts, shape[1:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        image, grid = ctx.saved_tensors
+        d, wanted = image.ndim - 2, ctx.needs_input_grad
+        backward = torch.ops.aten.grid_sampler_3d_backward if d == 3 else torch.ops.aten.grid_sampler_2d_backward
+        to_image, to_grid = backward(
+            _cut(outer[0], grid), image.expand(len(grid), *image.shape[1:]), grid, *ctx.modes, True,
+            [wanted[0], any(wanted[3:])],
+        )  # fmt: skip
+        if wanted[0]:
+            to_image = to_image.sum(0, keepdim=True) if len(image) == 1 else to_image
+        to_targets: list[Tensor | None] = [None] * d
+        if any(wanted[3:]):
+            batch = outer[0].shape[0]
+            for k, n in enumerate(image.shape[2:]):
+                moved = to_grid[..., d - 1 - k].reshape(batch, -1)[:, : math.prod(ctx.shape[1:])] * (2 / max(n - 1, 1))
+                moved = moved.reshape(batch, *ctx.shape[1:])
+                to_targets[k] = moved.sum(0, keepdim=True) if ctx.shape[0] < batch else moved
+        return to_image if wanted[0] else None, None, None, *to_targets
+
+
+def _parts(image: Tensor, batch: int, count: int) -> int:
+    """Into how many shares the positions of a single image are cut."""
+    return torch.get_num_threads() if batch == 1 and image.device.type == "cpu" and count > 4096 else 1
+
+
+def _normalized(image: Tensor, targets: Sequence[Tensor], batch: int, parts: int) -> Tensor:
+    """Positions in [-1, 1], x first, (batch * parts, *t, d); with parts, (parts, 1[, 1], m, d) padded with zeros."""
+    d, shape = len(targets), targets[0].shape
+    count = math.prod(shape[1:])
+    share = -(-count // parts)
+    grid = targets[0].new_empty(shape[0], parts * share, d)
+    grid[:, count:] = 0
+    for k, (x, n) in enumerate(zip(targets, image.shape[2:], strict=True)):
+        torch.mul(x.reshape(shape[0], -1), 2 / max(n - 1, 1), out=grid[:, :count, d - 1 - k])
+    grid.sub_(1)
+    if parts > 1:
+        return grid.view(parts, *[1] * (d - 1), share, d)
+    return grid.view(*shape, d).expand(batch, *shape[1:], d)
+
+
+def _joined(read: Tensor, batch: int, parts: int, shape: Sequence[int]) -> Tensor:
+    """What the parts read, (batch, c, *shape)."""
+    if parts == 1:
+        return read
+    return (
+        read.flatten(2)
+        .transpose(0, 1)
+        .reshape(1, read.shape[1], -1)[..., : math.prod(shape)]
+        .reshape(batch, read.shape[1], *shape)
+    )
+
+
+def _cut(gradient: Tensor, grid: Tensor) -> Tensor:
+    """A gradient (b, c, *t) laid out as the parts of `grid`."""
+    if len(grid) == len(gradient):
+        return gradient.contiguous()
+    lines = gradient.flatten(2)[0]  # (c, n)
+    padded = torch.nn.functional.pad(lines, (0, len(grid) * grid.shape[-2] - lines.shape[1]))
+    return padded.view(len(lines), len(grid), -1).transpose(0, 1).reshape(len(grid), len(lines), *grid.shape[1:-1])
 
 
 def _pad_singletons(image: Tensor, targets: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -284,163 +352,3 @@ def _mirror_matrix(n: int) -> Tensor:
         j = abs(row - 2) % max(2 * (n - 1), 1)
         matrix[row, min(j, 2 * (n - 1) - j) if n > 1 else 0] = 1
     return matrix
-
-
-# -- algebra --------------------------------------------------------------------------------------------------
-def identity_ddf(grid: Grid, *, batch: int = 1, device: Any = None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The field that moves nothing, (batch, d, *s)."""
-    return torch.zeros(batch, grid.dim, *grid.shape, device=device, dtype=dtype)
-
-
-def compose(u: Float[Tensor, "b d *s"], v: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d *s"]:
-    """The field of two warps in a row:  compose(u, v)[p] = v[p] + u[p + v[p]].
-
-    Convention: warp(warp(m, u), v) = warp(m, compose(u, v)) up to interpolation; beyond its grid u keeps the
-        displacement of its border.
-    """
-    if u.shape != v.shape:
-        raise GridMismatchError(
-            f"both fields must share one grid; got {tuple(u.shape)} and {tuple(v.shape)}. Use resize_ddf first."
-        )
-    return v + warp(u, v)
-
-
-def exponential(
-    velocity: Float[Tensor, "b d *s"], *, steps: int | None = None, shape: Sequence[int] | None = None
-) -> Float[Tensor, "b d *t"]:
-    """Flow of a stationary velocity for unit time, by scaling and squaring:  exp(v) = exp(v / 2^n)^(2^n).
-
-    Args:
-        velocity: voxels per unit time.
-        steps: number of squarings n; default: so many that v / 2^n moves no voxel by more than a quarter.
-        shape: integrate on a grid of this shape instead (both ends at the same centers) and return the ddf there;
-            `resize_ddf` brings it back.
-
-    Source: Arsigny et al. 2006, doi:10.1007/11866565_113.
-    """
-    _check_ddf(velocity, velocity.ndim - 2)
-    if steps is not None and steps < 0:
-        raise ValueError(f"steps must be at least 0 squarings; got {steps}.")
-    if shape is not None:
-        velocity = resize_ddf(velocity, shape)
-    if steps is None:
-        steps = squarings(velocity)
-    ddf = velocity * 0.5**steps
-    for _ in range(steps):
-        ddf = compose(ddf, ddf)
-    return ddf
-
-
-def squarings(velocity: Tensor, *, largest_voxels: float = 0.25) -> int:
-    """How often to halve a velocity until it moves no voxel by more than `largest_voxels`; at most 16."""
-    fastest = float(velocity.detach().norm(dim=1).amax())
-    if not math.isfinite(fastest):
-        raise ValueError("velocity must be finite; it holds NaN or infinity. Did the optimization diverge?")
-    return min(max(math.ceil(math.log2(max(fastest, 1e-12) / largest_voxels)), 0), 16)
-
-
-def inverse(ddf: Float[Tensor, "b d *s"], *, iterations: int = 50, tolerance: float = 1e-3) -> Inverse:
-    """The field w with u(q + w(q)) + w(q) = 0, by fixed point iteration  w <- -u(q + w).
-
-    Args: tolerance: voxels; iteration ends when no voxel is further off, or after `iterations`.
-    Returns: the field and its residual in voxels. A folded ddf has no inverse: look at the residual.
-    Source: Chen et al. 2008, doi:10.1118/1.2816107.
-    """
-    _check_ddf(ddf, ddf.ndim - 2)
-    guess = -ddf
-    for _ in range(iterations):
-        update = -warp(ddf, guess)
-        change = (update - guess).norm(dim=1).amax()
-        guess = update
-        if change <= tolerance:
-            break
-    return Inverse(guess, compose(ddf, guess).norm(dim=1, keepdim=True))
-
-
-def resize_ddf(ddf: Float[Tensor, "b d *s"], shape: Sequence[int]) -> Float[Tensor, "b d *t"]:
-    """The same physical field on a grid of another shape: resized, values times (n_out - 1) / (n_in - 1).
-
-    Convention: both grids share their first and last voxel centers, as `Grid.resize` makes them.
-    """
-    _check_ddf(ddf, len(tuple(shape)))
-    factors = [(m - 1) / (n - 1) if m > 1 else 1 / n for n, m in zip(ddf.shape[2:], shape, strict=True)]
-    scale = torch.tensor(factors, dtype=ddf.dtype, device=ddf.device).reshape(1, -1, *[1] * len(factors))
-    return filters.resize(ddf, shape) * scale
-
-
-def affine_ddf(
-    matrix: Float[Tensor, "m m"], grid: Grid, *, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "1 d *s"]:
-    """The ddf of a world matrix `moving_from_fixed`:  u[p] = voxel(M world(p)) - p, in voxels of `grid`.
-
-    Differentiable in the matrix, which is combined with the grid's in its own precision (use float64).
-    """
-    d = grid.dim
-    if matrix.shape != (d + 1, d + 1):
-        raise ValueError(f"matrix must be ({d + 1}, {d + 1}) for a {d}-D grid; got {tuple(matrix.shape)}.")
-    voxel, world = grid.voxel_from_world.to(matrix), grid.world_from_voxel.to(matrix)
-    moves = (voxel @ matrix @ world - torch.eye(d + 1).to(matrix)).to(dtype)
-    rows = []
-    for k in range(d):
-        row = moves[k, -1].expand(grid.shape)
-        for j, n in enumerate(grid.shape):
-            line = moves[k, j] * torch.arange(n).to(moves)
-            row = row + line.reshape([-1 if i == j else 1 for i in range(d)])
-        rows.append(row)
-    return torch.stack(rows).unsqueeze(0)
-
-
-def convert_ddf(ddf: Float[Tensor, "b d *s"], grid: Grid, *, to: str, from_: str) -> Float[Tensor, "b d *s"]:
-    """Express displacements in other units: voxel, world (mm along RAS axes), cube or cube_corners.
-
-    The layout stays (b, d, *s); only what a component measures changes. Every other function wants voxels.
-    """
-    require_on_grid(ddf, grid, "ddf")
-    return grid.vectors(ddf.movedim(1, -1), to=Axes(to), from_=Axes(from_)).movedim(-1, 1)
-
-
-def jacobian(ddf: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d d *s"]:
-    """I + grad u:  J[k, j] = delta_kj + d u_k / d p_j, central differences, one-sided at the faces."""
-    _check_ddf(ddf, ddf.ndim - 2)
-    return _jacobian(ddf.to(_working(ddf))).to(ddf.dtype)
-
-
-def _jacobian(ddf: Tensor) -> Tensor:
-    d = ddf.shape[1]
-    columns = [filters.finite_difference(ddf, j + 2) for j in range(d)]
-    identity = torch.eye(d, dtype=ddf.dtype, device=ddf.device).reshape(1, d, d, *[1] * d)
-    return torch.stack(columns, dim=2) + identity
-
-
-def jacobian_determinant(ddf: Float[Tensor, "b d *s"]) -> Float[Tensor, "b 1 *s"]:
-    """det(I + grad u): local change of volume from fixed to moving; at or below 0 the map folds."""
-    _check_ddf(ddf, ddf.ndim - 2)
-    j = _jacobian(ddf.to(_working(ddf)))
-    if ddf.shape[1] == 2:
-        return (j[:, 0, 0] * j[:, 1, 1] - j[:, 0, 1] * j[:, 1, 0]).unsqueeze(1).to(ddf.dtype)
-    total = sum(
-        j[:, 0, a] * (j[:, 1, b] * j[:, 2, c] - j[:, 1, c] * j[:, 2, b])
-        for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
-    )
-    return torch.as_tensor(total).unsqueeze(1).to(ddf.dtype)
-
-
-__all__ = [
-    "Grids",
-    "Inverse",
-    "affine_ddf",
-    "compose",
-    "convert_ddf",
-    "exponential",
-    "identity_ddf",
-    "inverse",
-    "jacobian",
-    "jacobian_determinant",
-    "resample",
-    "resize_ddf",
-    "sample",
-    "valid_mask",
-    "warp",
-    "warp_labels",
-    "warp_points",
-]
