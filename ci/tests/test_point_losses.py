@@ -200,6 +200,7 @@ def test_distance_map_takes_bools_soft_masks_and_voxels():
     assert torch.equal(plain, distance_map(masks * 0.3 + 0.3))
     assert torch.equal(plain, distance_map(masks, spacing=1.0))
     assert distance_map(masks.double()).dtype == torch.float64
+    assert torch.equal(plain, distance_map(masks.bfloat16()))
 
 
 def test_distance_map_does_not_count_an_axis_of_one_voxel():
@@ -223,6 +224,9 @@ def test_surface_points_are_all_of_the_surface_before_any_comes_twice(dim):
         unique, counts = np.unique(found, axis=0, return_counts=True)
         assert np.array_equal(unique, expected)
         assert counts.max() - counts.min() <= 1
+    half = surface_points(mask.bfloat16(), 900, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(half, points)
+    assert half.dtype == torch.float32
     few = surface_points(mask, 10, generator=torch.Generator().manual_seed(0))
     assert all(len(np.unique(x, axis=0)) == 10 for x in few.numpy())
     assert torch.equal(few, points[:, :10])

@@ -101,7 +101,7 @@ def total_variation_loss(
         return gradient_loss(ddf, spacing=spacing, norm="l1", stencil="forward", mask=mask)
     steps = _steps(ddf, spacing, mask)
     u = (ddf if ddf.dtype == torch.float64 else ddf.float()) * ddf.new_tensor(steps).reshape(1, -1, *[1] * len(steps))
-    squared, weight = torch.zeros_like(u), None if mask is None else mask.to(u.dtype)
+    squared, weight = u - u, None if mask is None else mask.to(u.dtype)
     for axis, step in enumerate(steps, start=2):
         n = u.shape[axis]
         if n > 1:

@@ -251,9 +251,11 @@ def mind_features(
     rounding = (32 * torch.finfo(values.dtype).eps * (1 + (center * scale).abs())).square() + 1e-18
     patch = LocalWindow(size=2 * radius + 1)
     count = window_sum(torch.ones_like(values[:1, :1]), patch)
+    pairs = _neighbor_pairs(image.ndim - 2, dilation)
+    near = {place: _shifted(values, *place) for pair in pairs for place in pair}
     distances = []
-    for first, second in _neighbor_pairs(image.ndim - 2, dilation):
-        gap = (_shifted(values, *first) - _shifted(values, *second)).square()
+    for first, second in pairs:
+        gap = (near[first] - near[second]).square()
         if weight is not None:
             both = _shifted(weight, *first) * _shifted(weight, *second)
             gap, count = gap * both, window_sum(both, patch).clamp(min=1e-6)

@@ -118,7 +118,7 @@ def tversky_loss(
     w, f, weight = _prepare(warped, fixed, mask)
     both = _voxel_sum(w * f, weight)
     missed = alpha * _voxel_sum(w * (1 - f), weight) + beta * _voxel_sum((1 - w) * f, weight)
-    loss = (1 - _ratio(both, both + missed, warped.dtype)).clamp(min=0)
+    loss = 1 - _ratio(both, both + missed, warped.dtype)
     return (loss if gamma == 1 else loss**gamma).mean().to(warped.dtype)
 
 
@@ -150,9 +150,9 @@ def _voxel_sum(values: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _ratio(part: Tensor, whole: Tensor, dtype: torch.dtype) -> Tensor:
-    """Part over whole, 1 where both are 0; masks that rounding left below 0 must not make the whole -tiny."""
+    """Part over whole, 1 where both are 0."""
     tiny = 1e-4 if dtype.itemsize == 2 else 1e-6  # the gradient, at most 1 / tiny, must fit into the masks' precision
-    return (part.clamp(min=0) + tiny) / (whole.clamp(min=0) + tiny)
+    return (part + tiny) / (whole + tiny)
 
 
 # -- logarithms -------------------------------------------------------------------------------------------------
@@ -242,8 +242,7 @@ def _log_terms(pair: _Pair, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """-F log(W + eps) and -(1-F) log(1 - W + eps) of each voxel, (b, c, *s)."""
     _check_fraction("label_smoothing", label_smoothing)
     fixed = _soften(pair.fixed, label_smoothing)
-    w = pair.warped.clamp(0, 1)  # rounding may leave [0, 1], a logarithm must not
-    return -fixed * (w + SMOOTH).log(), (fixed - 1) * (1 - w + SMOOTH).log()
+    return -fixed * (pair.warped + SMOOTH).log(), (fixed - 1) * (1 - pair.warped + SMOOTH).log()
 
 
 def _soften(fixed: Tensor, label_smoothing: float) -> Tensor:
@@ -345,8 +344,11 @@ def one_hot(labels: Shaped[Tensor, "b 1 *s"], values: Sequence[int] | None = Non
     return torch.cat([(labels == k).to(dtype) for k in wanted], dim=1)
 
 
-def require_masks(masks: Tensor, name: str) -> None:
-    """Raise an error in a sentence unless all values are in [0, 1], up to rounding; NaN is outside."""
+def checked_masks(masks: Tensor, name: str) -> Tensor:
+    """The masks, all in [0, 1]: what rounding left outside is set to its end and keeps its gradient.
+
+    Raises: ValueError for values further outside, NaN among them, and for no voxels at all.
+    """
     if masks.numel() == 0:
         raise ValueError(f"{name} must hold at least one voxel; got {tuple(masks.shape)}.")
     low, high = torch.stack(masks.detach().aminmax()).tolist()
@@ -355,6 +357,7 @@ def require_masks(masks: Tensor, name: str) -> None:
             f"{name} labels must be soft masks in [0, 1], one structure a channel; got {low:.4g} to {high:.4g}: "
             "use one_hot(labels), or clamp(0, 1) where a cubic warp overshoots."
         )
+    return masks if low >= 0 and high <= 1 else masks + (masks.clamp(0, 1) - masks).detach()
 
 
 def _prepare(warped: Tensor, fixed: Tensor, mask: Tensor | None, threshold: float | None = None) -> _Pair:
@@ -362,9 +365,7 @@ def _prepare(warped: Tensor, fixed: Tensor, mask: Tensor | None, threshold: floa
         if not masks.is_floating_point():
             raise TypeError(f"{name} must be soft masks in floating point; got {masks.dtype}: use one_hot(labels).")
     check_pair(warped, fixed, mask)
-    require_masks(warped, "warped")
-    require_masks(fixed, "fixed")
-    w, f = in_float32(warped, fixed)
+    w, f = in_float32(checked_masks(warped, "warped"), checked_masks(fixed, "fixed"))
     weight = None if mask is None else _checked_weight(mask).to(f.dtype)
     if threshold is not None:
         if not 0 < threshold <= 1:

@@ -1,7 +1,8 @@
 """How far apart landmarks and surfaces are.
 
 Points are (b, k, d) voxel coordinates of one grid, or mm. Where `spacing`, mm per voxel along each axis, is given,
-points are voxels and distances mm. Half precision is computed in float32 and returned as it came.
+points are voxels and distances mm. Losses of half precision are computed in float32 and returned as they came; maps
+and points made here are float32, or float64 of a float64 mask.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .. import field
 from ..grid import per_axis
-from .label import require_masks
+from .label import checked_masks
 
 CHUNK = 512  # points whose distances to all others are held at once
 
@@ -139,7 +140,7 @@ def distance_map(
 
     steps = _steps(spacing, mask.ndim - 2)
     inside = _inside(mask)
-    result = torch.empty(mask.shape, dtype=mask.dtype if mask.is_floating_point() else torch.float32)
+    result = torch.empty(mask.shape, dtype=torch.promote_types(mask.dtype, torch.float32))
     for index in product(range(mask.shape[0]), range(mask.shape[1])):
         structure = inside[index].cpu().numpy()
         distance = ndimage.distance_transform_edt(~_surface(structure), sampling=steps)
@@ -170,7 +171,7 @@ def surface_points(
         surface = torch.from_numpy(_surface(structure)).nonzero()  # (n, d)
         order = torch.randperm(len(surface), generator=generator)
         points.append(surface[order[torch.arange(count) % len(surface)]])
-    return torch.stack(points).to(mask.device, mask.dtype if mask.is_floating_point() else torch.float32)
+    return torch.stack(points).to(mask.device, torch.promote_types(mask.dtype, torch.float32))
 
 
 # -- shared -----------------------------------------------------------------------------------------------------
@@ -223,8 +224,7 @@ def _inside(mask: Tensor) -> Tensor:
     """(b, c, *s) bool: where each structure is; an error for one that is nowhere."""
     if mask.ndim not in (4, 5):
         raise ValueError(f"mask must be (b, c, *s) in 2-D or 3-D; got {tuple(mask.shape)}.")
-    require_masks(mask, "mask")
-    inside = mask.detach() > 0.5
+    inside = checked_masks(mask.detach(), "mask") > 0.5
     empty = (~inside.flatten(2).any(2)).nonzero()
     if len(empty):
         where = " and ".join(f"{axis} {i}" for axis, i in zip(("case", "channel"), empty[0].tolist(), strict=True))
