@@ -33,8 +33,8 @@ RUBBER = Material.from_young(1.0, 0.45)
 
 
 def with_its_inverse(loss):
-    """A loss of two fields as a loss of one: the second is a scaled opposite, so that something is left."""
-    return lambda ddf, **k: loss(ddf, -0.9 * ddf, **k)
+    """A loss of two fields as a loss of one: the second is half its opposite, so that something is left."""
+    return lambda ddf, **k: loss(ddf, -0.5 * ddf, **k)
 
 
 ENERGIES = {

@@ -329,6 +329,51 @@ def curves(history: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
+def landscape(
+    curves: Mapping[str, Sequence[float]],
+    offsets: Sequence[float],
+    *,
+    unit: str = "mm",
+    captured: Mapping[str, float] | None = None,
+) -> Figure:
+    """Each loss against the distance from the truth, on its own scale, four in a row; the truth is dashed.
+
+    Args:
+        curves: of each name, a value for every offset.
+        captured: how far from the truth all slopes point home; shaded, and written above the curve.
+    """
+    if not curves or any(len(values) != len(offsets) for values in curves.values()):
+        raise ValueError(f"curves must hold {len(offsets)} values each, one an offset, and not be empty.")
+    rows = -(-len(curves) // 4)
+    figure = Figure(figsize=(canvas.WIDTH_IN, 0.6 + 2.3 * rows), dpi=canvas.DPI)
+    axes = figure.subplots(rows, 4, squeeze=False, sharex=True)
+    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.6 / (0.6 + 2.3 * rows), top=0.93, wspace=0.08, hspace=0.32)
+    for panel, (name, values) in zip(axes.flat, curves.items(), strict=False):
+        reach = None if captured is None else captured[name]
+        _valley(panel, name, offsets, values, reach=reach, unit=unit)
+    for panel in list(axes.flat)[len(curves) :]:
+        panel.set_visible(False)
+    figure.supxlabel(f"off the truth by [{unit}]", fontsize=canvas.TEXT_SIZE, color=canvas.INK, y=0.01)
+    return figure
+
+
+def _valley(
+    panel: Panel, name: str, offsets: Sequence[float], values: Sequence[float], *, reach: float | None, unit: str
+) -> None:
+    """One panel of `landscape`."""
+    if reach is not None:
+        panel.axvspan(-reach, reach, color="#cfe3f7", zorder=0)
+    panel.axvline(0, color=canvas.INK, linewidth=1.8, linestyle=TRUTH_STYLE, zorder=1)
+    panel.plot(offsets, values, color=WARPED_COLOR, linewidth=3)
+    words = name if reach is None else f"{name}: {reach:.0f} {unit}"
+    color = FOLD_COLOR if reach == 0 else canvas.INK
+    panel.set_title(words, fontsize=canvas.TITLE_SIZE, color=color, fontweight="bold")
+    panel.set_yticks([])
+    panel.tick_params(labelsize=canvas.TEXT_SIZE)
+    panel.locator_params(axis="x", nbins=5)
+    panel.margins(x=0, y=0.08)
+
+
 def registration(
     fixed: Image, moving_on_fixed: Image, warped: Image, ddf: Float[Tensor, "1 d *s"], grid: Grid
 ) -> Figure:
@@ -376,6 +421,7 @@ __all__ = [
     "curves",
     "error_map",
     "jacobian_map",
+    "landscape",
     "overlay",
     "pair",
     "quiver",
