@@ -370,7 +370,7 @@ def _valley(
     panel.set_title(words, fontsize=canvas.TITLE_SIZE, color=color, fontweight="bold")
     panel.set_yticks([])
     panel.tick_params(labelsize=canvas.TEXT_SIZE)
-    panel.locator_params(axis="x", nbins=5)
+    panel.locator_params(axis="x", nbins=5, prune="both")
     panel.margins(x=0, y=0.08)
 
 
