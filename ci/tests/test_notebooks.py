@@ -416,7 +416,7 @@ def test_refresh_lint_check_and_gallery_of_a_tiny_chapter(tmp_path):
     assert "PASS explored 3 states" in json.dumps(executed)
     status, printed = command("gallery", *folders(tmp_path))
     assert status == 0, printed
-    index = (tmp_path / "build" / "html" / "index.html").read_text()
+    index = (tmp_path / "build" / "html" / "index.html").read_text(encoding="utf-8")
     for piece in (
         "A tiny chapter",
         'alt="A line that rises to 1 mm."',
@@ -425,7 +425,7 @@ def test_refresh_lint_check_and_gallery_of_a_tiny_chapter(tmp_path):
         " s (smoke)",
     ):
         assert piece in index
-    page = (tmp_path / "build" / "html" / "00_tiny.html").read_text()
+    page = (tmp_path / "build" / "html" / "00_tiny.html").read_text(encoding="utf-8")
     assert 'alt="What to move: height [mm]"' in page
     assert gallery.NO_WORDS not in page
 

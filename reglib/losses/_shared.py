@@ -40,10 +40,10 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
-    """Weighted mean of each image and channel, (b, c, 1, ..), summed in float64; 0 where there is no weight."""
+    """Weighted mean of each image and channel, (b, c, 1, ..); 0 where there is no weight."""
     axes = tuple(range(2, values.ndim))
     if weight is None:
-        return values.mean(axes, keepdim=True, dtype=torch.float64).to(values.dtype)
+        return values.mean(axes, keepdim=True)
     total = (weight * values).sum(axes, keepdim=True, dtype=torch.float64)
     count = weight.sum(axes, keepdim=True, dtype=torch.float64)
     return (total / count.clamp(min=1e-12)).to(values.dtype)

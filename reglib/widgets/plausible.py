@@ -382,7 +382,8 @@ def grid_prices(
         home: the grid whose energies are 1; the others cover as many millimeters.
         losses: of a ddf, and of mm per voxel or None.
     """
-    farthest = float(np.linalg.norm(plane_of(ddf_on(home), home).vectors(ddf_on(home)), axis=0).max())
+    frame = plane_of(ddf_on(home), home)
+    farthest = float(np.linalg.norm(frame.vectors(ddf_on(home)), axis=0).max())
     at_home = {name: float(loss(ddf_on(home), home.spacing)) for name, loss in losses.items()}
     at_home_voxels = {name: float(loss(ddf_on(home), None)) for name, loss in losses.items()}
 
@@ -395,7 +396,7 @@ def grid_prices(
         ratios = [float(loss(ddf, spacing)) / known[name] for name, loss in losses.items()]
         at = plane_of(ddf, grid)
         title = f"{shape[0]} × {shape[1]} voxels of {wanted[0]:g} × {wanted[1]:g} mm"
-        figure, panel, chart = _picture_and_chart(at, title, names=True)
+        figure, panel, chart = _picture_and_chart(frame, title, names=True)
         length = np.linalg.norm(at.vectors(ddf), axis=0)
         canvas.amounts(panel, at, length, farthest)
         _ratio_bars(chart, list(losses), ratios)
