@@ -465,12 +465,15 @@ def picture(path: Path, rows: list[Row], machine: dict[str, str]) -> None:
             here = [r for r in rows if r.size == size and r.package == package and r.forward_s is not None]
             seconds = [r.both_s if r.both_s is not None else r.forward_s for r in here]
             places = [cases.index(r.case) for r in here]
+            if not here:
+                continue
             panel.scatter(seconds, places, s=44 if package == "reglib" else 30, color=color, label=package, zorder=3)
         panel.set(xscale="log", xlabel="seconds, forward and backward", title=" x ".join(map(str, SIZES[size])))
         panel.set_yticks(range(len(cases)), cases)
         panel.grid(axis="both", color="#dddddd", zorder=0)
         panel.invert_yaxis() if panel is panels[0] else None
-    panels[-1].legend(loc="lower right", fontsize=9)
+    names = {name: dot for panel in panels for dot, name in zip(*panel.get_legend_handles_labels(), strict=True)}
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), fontsize=9)
     figure.suptitle(f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}", fontsize=10)
     figure.savefig(path)
 
