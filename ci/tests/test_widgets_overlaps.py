@@ -214,7 +214,9 @@ def test_the_same_shift_is_dearer_for_the_small():
     drawn, exact = render(start(controls)).axes[0].lines
     small, large = drawn.get_ydata()
     assert small > 3 * large
-    np.testing.assert_allclose([exact.get_ydata()[0], exact.get_ydata()[-1]], [small, large], atol=0.03)
+    np.testing.assert_allclose([exact.get_ydata()[0], exact.get_ydata()[-1]], [small, large], atol=0.01)
+    still, _ = render(start(controls, shift_mm=0.0)).axes[0].lines
+    np.testing.assert_allclose(still.get_ydata(), 0, atol=1e-5)
 
 
 # -- points -----------------------------------------------------------------------------------------------------

@@ -238,18 +238,17 @@ def disc_dice(radius_mm: float, shift_mm: float) -> float:
     return 2 / math.pi * (math.acos(half) - half * math.sqrt(1 - half * half))
 
 
-def price_of_a_shift(
-    losses: Mapping[str, Callable[[Tensor, Tensor], Tensor]], radii_mm: Sequence[float], *, step_mm: float = 1.0
-) -> View:
+def price_of_a_shift(losses: Mapping[str, Callable[[Tensor, Tensor], Tensor]], radii_mm: Sequence[float]) -> View:
     """What one and the same shift costs discs of many sizes; dashed the exact Dice of two discs."""
 
     @lru_cache(maxsize=32)
     def curves(shift: float) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {name: [] for name in losses}
         for radius in radii_mm:
-            half = math.ceil((radius + shift / 2) / step_mm) + 2
-            grid = Grid.centered((2 * half + 1, 2 * half + 1), step_mm)
-            fixed, warped = (disc_mm(grid, radius, (x, 0.0)) for x in (-shift / 2, shift / 2))
+            step = radius / 20  # hard masks, fine enough for a round edge
+            half = math.ceil((radius + shift / 2) / step) + 2
+            grid = Grid.centered((2 * half + 1, 2 * half + 1), step)
+            fixed, warped = (disc_mm(grid, radius, (x, 0.0)).round() for x in (-shift / 2, shift / 2))
             for name, loss in losses.items():
                 found[name].append(float(loss(warped, fixed)))
         return found
