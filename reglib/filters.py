@@ -206,14 +206,58 @@ def finite_difference(image: Tensor, axis: int, *, spacing: float = 1.0) -> Tens
 
     Args: spacing: distance between neighbors; the result is per that unit.
     """
-    n = image.shape[axis]
+    difference: Tensor = _Difference.apply(image, axis % image.ndim, 1 / spacing)
+    return difference
+
+
+class _Difference(torch.autograd.Function):
+    """Nothing is kept for the backward, which is the transposed difference."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, axis: int, scale: float) -> Tensor:
+        ctx.axis, ctx.scale = axis, scale
+        n, result = image.shape[axis], torch.empty_like(image)
+        if n == 1:
+            return result.zero_()
+        for row, low, high in ((0, 0, 1), (n - 1, n - 2, n - 1)):
+            torch.sub(image.narrow(axis, high, 1), image.narrow(axis, low, 1), out=result.narrow(axis, row, 1))
+        if n > 2:
+            middle = result.narrow(axis, 1, n - 2)
+            torch.sub(image.narrow(axis, 2, n - 2), image.narrow(axis, 0, n - 2), out=middle).div_(2)
+        return result if scale == 1 else result.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        return _TransposedDifference.apply(outer[0], ctx.axis, ctx.scale), None, None
+
+
+class _TransposedDifference(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, axis: int, scale: float) -> Tensor:
+        ctx.axis, ctx.scale = axis, scale
+        result = torch.zeros_like(values, memory_format=torch.contiguous_format)
+        add_transposed_difference(result, values, axis)
+        return result if scale == 1 else result.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None]:
+        return _Difference.apply(outer[0], ctx.axis, ctx.scale), None, None
+
+
+def add_transposed_difference(target: Tensor, values: Tensor, axis: int, *, start: int = 0) -> None:
+    """Add the transpose of `finite_difference` along an axis; `values` may be rows from `start` on alone."""
+    n, end = target.shape[axis], start + values.shape[axis]
     if n == 1:
-        return image - image  # zero, and still part of the graph
-    first = image.narrow(axis, 1, 1) - image.narrow(axis, 0, 1)
-    last = image.narrow(axis, n - 1, 1) - image.narrow(axis, n - 2, 1)
-    middle = (image.narrow(axis, 2, n - 2) - image.narrow(axis, 0, n - 2)) / 2 if n > 2 else first[:0]
-    parts = [first, middle, last] if n > 2 else [first, last]
-    return torch.cat(parts, dim=axis) / spacing
+        return
+    low, high = max(start, 1), min(end, n - 1)  # the central differences
+    if high > low:
+        half = values.narrow(axis, low - start, high - low) / 2
+        target.narrow(axis, low + 1, high - low).add_(half)
+        target.narrow(axis, low - 1, high - low).sub_(half)
+    for row in {0, n - 1} & {start, end - 1}:  # the one-sided ones at the faces
+        value, left = values.narrow(axis, row - start, 1), min(row, n - 2)
+        target.narrow(axis, left + 1, 1).add_(value)
+        target.narrow(axis, left, 1).sub_(value)
 
 
 def bspline(image: Float[Tensor, "b c *s"]) -> Float[Tensor, "b c *s"]:

@@ -665,6 +665,15 @@ def test_algebra_has_exact_gradients(shape):
     assert gradcheck(field.compose, (u, v))
     assert gradcheck(lambda w: field.exponential(w, steps=2), (u,))
     assert gradcheck(lambda w: field.resize_ddf(w, [n + 1 for n in shape]), (u,))
+
+
+@pytest.mark.parametrize("slab", [1, 20, 1 << 18])
+@pytest.mark.parametrize("shape", [(7, 5, 6), (9, 4), (1, 5, 6), (2, 3, 2), (5, 1)])
+def test_determinant_of_slabs_is_that_of_the_jacobian(shape, slab, monkeypatch):
+    monkeypatch.setattr("reglib.field.calculus.SLAB", slab)
+    u = torch.cat([generic_field(shape), generic_field(shape, seed=1)]).requires_grad_()
+    expected = torch.linalg.det(field.jacobian(u).movedim((1, 2), (-2, -1))).unsqueeze(1)
+    torch.testing.assert_close(field.jacobian_determinant(u), expected)
     assert gradcheck(field.jacobian_determinant, (u,))
 
 

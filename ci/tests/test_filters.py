@@ -8,6 +8,7 @@ import torch
 from helpers import SHAPE_CASES, SHAPES, inner, largest, oblique, sentence, smooth_image
 from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter, spline_filter
+from torch.autograd import gradcheck, gradgradcheck
 
 from reglib import filters
 from reglib.grid import Grid
@@ -92,6 +93,14 @@ def test_finite_difference_agrees_with_numpy(shape):
     for axis, spacing in zip(range(2, image.ndim), (0.8, 1.0, 2.5), strict=False):
         expected = np.gradient(image.double().numpy(), spacing, axis=axis)
         assert largest(filters.finite_difference(image, axis, spacing=spacing), expected) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (1, 3), (2, 2)])
+def test_finite_difference_has_exact_gradients_twice(shape):
+    image = noise(shape).double().requires_grad_()
+    for axis in (2, -1):
+        assert gradcheck(lambda x, a=axis: filters.finite_difference(x, a, spacing=1.3), (image,))
+        assert gradgradcheck(lambda x, a=axis: filters.finite_difference(x, a, spacing=1.3), (image,))
 
 
 def test_finite_difference_of_one_voxel_is_zero():

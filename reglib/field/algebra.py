@@ -149,9 +149,10 @@ def _require_shared(v: Tensor, w: Tensor) -> None:
 
 def _along(v: Tensor, w: Tensor) -> Tensor:
     """Dv w: how v changes along w."""
-    return torch.stack(
-        [filters.finite_difference(v, j + 2) * w[:, j : j + 1] for j in range(v.shape[1])],
-    ).sum(0)
+    total = filters.finite_difference(v, 2) * w[:, :1]
+    for j in range(1, v.shape[1]):
+        total = torch.addcmul(total, filters.finite_difference(v, j + 2), w[:, j : j + 1])
+    return total
 
 
 def compose_velocities(

@@ -5,11 +5,14 @@ Central differences, one-sided at the faces. Without `spacing` a derivative is p
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .. import filters
 from ..grid import per_axis
@@ -32,16 +35,72 @@ def _jacobian(ddf: Tensor) -> Tensor:
 
 
 def jacobian_determinant(ddf: Float[Tensor, "b d *s"]) -> Float[Tensor, "b 1 *s"]:
-    """det(I + grad u): local change of volume from fixed to moving; at or below 0 the map folds."""
+    """det(I + grad u): local change of volume from fixed to moving; at or below 0 the map folds.
+
+    The gradient is in closed form, by cofactors, and cannot be differentiated again.
+    """
     check_ddf(ddf, ddf.ndim - 2)
-    j = _jacobian(ddf.to(working_dtype(ddf)))
-    if ddf.shape[1] == 2:
-        return (j[:, 0, 0] * j[:, 1, 1] - j[:, 0, 1] * j[:, 1, 0]).unsqueeze(1).to(ddf.dtype)
-    total = sum(
-        j[:, 0, a] * (j[:, 1, b] * j[:, 2, c] - j[:, 1, c] * j[:, 2, b])
-        for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1))
-    )
-    return torch.as_tensor(total).unsqueeze(1).to(ddf.dtype)
+    determinant: Tensor = _Determinant.apply(ddf.to(working_dtype(ddf)))
+    return determinant.to(ddf.dtype)
+
+
+SLAB = 1 << 18  # voxels whose Jacobians are held at once: what they need stays in the processor's cache
+
+
+class _Determinant(torch.autograd.Function):
+    """The determinant slab by slab: a field of Jacobians would be nine volumes of memory, moved a dozen times."""
+
+    @staticmethod
+    def forward(ctx: Any, ddf: Tensor) -> Tensor:
+        ctx.save_for_backward(ddf)
+        result = torch.empty_like(ddf[:, :1])
+        for a, b in _slabs(ddf):
+            j = _jacobian_rows(ddf, a, b)
+            terms = (entry * cofactor for entry, cofactor in zip(j[0], _cofactors(j, row=0), strict=True))
+            result[:, 0, a:b] = functools.reduce(torch.Tensor.add_, terms)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> Tensor:
+        (ddf,) = ctx.saved_tensors
+        (factor,) = outer
+        result = torch.zeros_like(ddf)
+        for a, b in _slabs(ddf):
+            j = _jacobian_rows(ddf, a, b)
+            for k in range(ddf.shape[1]):
+                first, *others = (c * factor[:, 0, a:b] for c in _cofactors(j, row=k))
+                filters.add_transposed_difference(result[:, k], first, 1, start=a)
+                for axis, slope in enumerate(others, start=2):
+                    filters.add_transposed_difference(result[:, k, a:b], slope, axis)
+        return result
+
+
+def _slabs(ddf: Tensor) -> list[tuple[int, int]]:
+    """Rows a:b along the first spatial axis."""
+    n, slab = ddf.shape[2], max(1, SLAB // max(ddf[:, 0, 0].numel(), 1))
+    return [(a, min(a + slab, n)) for a in range(0, n, slab)]
+
+
+def _jacobian_rows(ddf: Tensor, a: int, b: int) -> list[list[Tensor]]:
+    """J[k][j] of rows a:b, (b, rows, ...) each."""
+    n, rows = ddf.shape[2], []
+    low, high = max(a - 1, 0), min(b + 1, n)
+    for k in range(ddf.shape[1]):
+        first = filters.finite_difference(ddf[:, k, low:high], 1).narrow(1, a - low, b - a)
+        others = [filters.finite_difference(ddf[:, k, a:b], axis) for axis in range(2, ddf.ndim - 1)]
+        rows.append([first, *others])
+        rows[k][k] = rows[k][k] + 1
+    return rows
+
+
+def _cofactors(j: list[list[Tensor]], *, row: int) -> list[Tensor]:
+    """Derivatives of the determinant to the entries of one row."""
+    if len(j) == 2:
+        other = j[1 - row]
+        return [other[1], -other[0]] if row == 0 else [-other[1], other[0]]
+    p, q = j[(row + 1) % 3], j[(row + 2) % 3]
+    return [p[1] * q[2] - p[2] * q[1], p[2] * q[0] - p[0] * q[2], p[0] * q[1] - p[1] * q[0]]
 
 
 def divergence(ddf: Float[Tensor, "b d *s"], *, spacing: Spacing = None) -> Float[Tensor, "b 1 *s"]:
