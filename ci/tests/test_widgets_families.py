@@ -208,7 +208,7 @@ def test_fit_families_measures_the_error_at_landmarks():
     expected = metrics.tre(affine.transform.ddf().detach(), **marks, fixed_grid=PAPER).mean()
     assert affine.error_mm == pytest.approx(float(expected))
     assert fits["dense"].error_mm < 1e-4 < fits["lattice"].error_mm < affine.error_mm
-    assert [fit.kind for fit in fits.values()] == ["matrix", "lattice", "lattice", "flow", "voxels"]
+    assert [fit.kind for fit in fits.values()] == ["matrix", "B-splines", "kernels", "flow", "voxels"]
     assert affine.numbers == 6
 
 

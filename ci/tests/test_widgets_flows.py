@@ -141,12 +141,12 @@ def test_adding_folds_where_flowing_does_not():
     render, _ = widgets.added_or_flowed(push((14.0, 0.0)), PAPER)
     for strength, folded in ((0.3, False), (1.0, True)):
         figure = render({"strength": strength})
-        added, flowed = figure.axes
-        assert bool(fills(added)) == folded
-        assert (to_hex(added.title.get_color()) == plot.FOLD_COLOR) == folded
-        assert not fills(flowed)
-        assert flowed.get_title() == "flowed: no fold"
-    assert added.get_title() == f"added: {folds(push((14.0, 0.0)))} folded"
+        jumped, drifted = figure.axes
+        assert bool(fills(jumped)) == folded
+        assert (to_hex(jumped.title.get_color()) == plot.FOLD_COLOR) == folded
+        assert not fills(drifted)
+        assert drifted.get_title() == "drifted: no fold"
+    assert jumped.get_title() == f"jumped: {folds(push((14.0, 0.0)))} folded"
 
 
 def test_nobody_has_left_at_time_zero_and_many_steps_end_where_the_flow_does():

@@ -48,8 +48,8 @@ MATRICES: dict[str, type[Linear]] = {
     "affine": Affine,
 }
 KERNELS = ("B-spline", "C2", "C4", "C6")
-KINDS = {"matrix": "o", "lattice": "s", "flow": "^", "voxels": "D"}  # of families_on_truth, and their marks
-KIND_COLORS = {"matrix": canvas.FIXED_COLOR, "lattice": canvas.WARPED_COLOR, "flow": canvas.MOVING_COLOR}
+KINDS = {"matrix": "o", "B-splines": "s", "kernels": "P", "voxels": "D", "flow": "^"}  # of families_on_truth: marks
+KIND_COLORS = {"matrix": canvas.FIXED_COLOR, "voxels": canvas.INK, "flow": canvas.MOVING_COLOR}
 GROUND = "#222222"  # under graph paper
 LINES = 10  # of the paper, along its longer side
 CHART_IN = 5.5  # room for a chart right of a picture, inches
@@ -203,9 +203,9 @@ def _corner_deg(ddf: Tensor, grid: Grid) -> float:
 def turn_about(image: Image, grid: Grid) -> View:
     """Turn about a clicked center: the paper over the image, how far its middle goes, and the warped image."""
     at, shown = _plane(grid, image=image), plot.window(image)
-    x, y = at.centers
-    low, high = (float(x[0]), float(y[0])), (float(x[-1]), float(y[-1]))
     middle = [(n - 1) / 2 for n in grid.shape]
+    x, y = at.frame.mm(middle)
+    across, up = (math.floor(line[-1] - start) for line, start in zip(at.centers, (x, y), strict=True))  # mm
 
     def render(state: State) -> Figure:
         world = at.frame.world(state["center"])
@@ -225,8 +225,8 @@ def turn_about(image: Image, grid: Grid) -> View:
         canvas.ring(left, state["center"])
         return figure
 
-    start = at.frame.mm(middle)
-    controls: dict[str, Control] = {"center": Click(low, high, (start[0], start[1]))}
+    ends = (x - across, y - up), (x + across, y + up)  # whole mm away, so that the middle is a step of the sliders
+    controls: dict[str, Control] = {"center": Click(*ends, (x, y))}
     return render, {"turn_deg": Slider(-90.0, 90.0, 30.0, step=1.0, unit="deg"), **controls}
 
 
@@ -248,7 +248,7 @@ def bounded_turn(image: Image, grid: Grid) -> View:
         chart.axhspan(-limit, limit, color="#dfe6ee", zorder=0)
         chart.plot(asked, asked, color="#888888", linewidth=1.5, linestyle=":")
         chart.plot(asked, limit * np.tanh(asked / limit), color=canvas.WARPED_COLOR, linewidth=3)
-        chart.set(xlim=(-180, 180), ylim=(-90, 90), xticks=(-180, -90, 0, 90, 180), yticks=(-90, -45, 0, 45, 90))
+        chart.set(xlim=(-180, 180), ylim=(-90, 90), xticks=(-90, 0, 90), yticks=(-90, -45, 0, 45, 90))
         _here(chart, parameter, used)
         return figure
 
@@ -375,7 +375,9 @@ def _kind(family: Transform) -> str:
         return "matrix"
     if getattr(family, "flows", False):
         return "flow"
-    return "lattice" if isinstance(family, FreeFormDeformation | KernelDisplacement) else "voxels"
+    if isinstance(family, KernelDisplacement):
+        return "kernels"
+    return "B-splines" if isinstance(family, FreeFormDeformation) else "voxels"
 
 
 def families_on_truth(fits: Mapping[str, Mapping[str, Fitted]], truth: Ddf, grid: Grid) -> View:
@@ -398,7 +400,8 @@ def families_on_truth(fits: Mapping[str, Mapping[str, Fitted]], truth: Ddf, grid
         chart = _chart(figure, panel, title, "numbers in the family", "TRE [mm]")
         for kind, mark in KINDS.items():
             some = [f for f in found.values() if f.kind == kind]
-            look: dict[str, Any] = {"color": KIND_COLORS.get(kind, canvas.INK), "markersize": 10, "label": kind}
+            look: dict[str, Any] = {"color": KIND_COLORS.get(kind, canvas.WARPED_COLOR), "label": kind}
+            look |= {"markersize": 11, "markeredgecolor": "white"}
             chart.plot([f.numbers for f in some], [f.error_mm for f in some], mark, zorder=4, **look)
         _here(chart, one.numbers, max(one.error_mm, lowest))
         most = max(f.numbers for f in found.values())

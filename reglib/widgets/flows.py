@@ -110,7 +110,7 @@ def added_or_flowed(velocity: Field, grid: Grid, *, most: float = 1.5) -> View:
 
     def render(state: State) -> Figure:
         arrows = velocity * state["strength"]
-        maps = {"added": arrows, "flowed": exponential(arrows)}
+        maps = {"jumped": arrows, "drifted": exponential(arrows)}
         figure, axes = canvas.panels([[_folding(at, name, ddf) for name, ddf in maps.items()]])
         for panel, ddf in zip(axes, maps.values(), strict=True):
             _paper(panel, at, ddf)
@@ -181,7 +181,7 @@ def squaring_race(velocity: Field, grid: Grid, starts: Points, ends: Points, *, 
 
     def render(state: State) -> Figure:
         key = state["start"], state["squarings"]
-        slot = _folding(at, f"{key[0]}, {2 ** key[1]} steps", ddfs[key], right=CHART_IN)
+        slot = _folding(at, f"{key[0]}, {2 ** key[1]} step{'s' if key[1] else ''}", ddfs[key], right=CHART_IN)
         figure, (panel,) = canvas.panels([[slot]])
         _paper(panel, at, ddfs[key])
         chart = _chart(figure, panel, f"off by {off[key]:.2f} voxels", "squarings", "mean error [voxels]")
@@ -275,7 +275,7 @@ def _draw_linear(panel: Panel, matrix: Tensor, half_mm: float) -> None:
     x, y = torch.linspace(-0.9, 0.9, 11) * half_mm, torch.linspace(-0.65, 0.65, 8) * half_mm
     places = torch.cartesian_prod(x, y)  # (k, 2)
     moves = (places @ matrix.T).T.numpy() / 4
-    canvas.arrows(panel, places.T.numpy(), moves, 4 * np.hypot(*moves), largest=1.5 * half_mm)
+    canvas.arrows(panel, places.T.numpy(), moves, 4 * np.hypot(*moves), largest=0.6 * half_mm)
 
 
 def _draw_square(panel: Panel, matrix: Tensor, half_mm: float, *, truth: bool = False) -> None:
@@ -292,9 +292,9 @@ def _draw_square(panel: Panel, matrix: Tensor, half_mm: float, *, truth: bool = 
 
 
 def velocities_in_a_row(v: Field, w: Field, grid: Grid) -> View:
-    """Two flows in a row, and how near one velocity comes: their sum, or with the brackets of `compose_velocities`.
+    """Two flows in a row, exp(v) o exp(w), and how near one velocity comes: the sum, or with its brackets.
 
-    The second flow's velocity goes from v itself, with which v commutes, to w, by the slider `unlike`.
+    The slider `unlike` leads from v itself, with which v commutes, in the place of w, to w.
     """
     at = _plane(grid, v=v, w=w)
     shares = [k / 5 for k in range(6)]
