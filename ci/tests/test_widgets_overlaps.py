@@ -169,6 +169,18 @@ def test_the_dial_draws_masks_as_the_objective_sees_them():
     assert hidden.max() == 0
 
 
+def test_the_dial_draws_the_mask_as_it_is_read():
+    def read(ddf, loss):
+        warped = field.warp(MOVING, ddf, mode="nearest" if loss == "scales" else "bilinear", padding="zeros")
+        assert not warped.requires_grad
+        return warped
+
+    render, controls = dial(read=read)
+    figures = (render(start(controls, loss=loss, off_mm=3.0)) for loss in LOSSES)
+    soft, nearest = (np.asarray(figure.axes[0].images[0].get_array()) for figure in figures)
+    assert len(np.unique(soft[..., 0])) > len(np.unique(nearest[..., 0])) == 2
+
+
 def test_the_dial_refuses_what_it_cannot_draw(no_jaxtyping):
     small = torch.ones(1, 1, 5, 6)
     with pytest.raises(GridMismatchError, match="as its grid"):

@@ -158,6 +158,24 @@ def test_the_price_tag_says_what_is_free():
     assert set(words(render(start(controls) | {"field": "fold", "amount": 0.0}).axes[1])) == {"free"}
 
 
+def test_a_little_of_a_field_is_cheap_and_not_free():
+    def faint(amount):
+        return {"small": 0.004 * fields(amount)["fold"], "large": fields(amount)["fold"]}
+
+    render, controls = widgets.price_tag(faint, SMALL, PRICES)
+    assert words(render(start(controls) | {"field": "small", "amount": 0.1}).axes[1]) == ["< 0.1%", "< 0.1%", "free"]
+
+
+def test_a_bar_ends_at_its_share():
+    render, controls = widgets.price_tag(fields, SMALL, PRICES)
+    chart = render(start(controls) | {"field": "fold", "amount": 1.5}).axes[1]
+    shares = [
+        float(loss(fields(1.5)["fold"])) / max(float(loss(u)) for u in fields(1.0).values()) for loss in PRICES.values()
+    ]
+    assert [bar.get_x() + bar.get_width() for bar in chart.patches] == pytest.approx(shares)
+    assert words(chart) == [f"{share:.0%}" for share in shares]
+
+
 # -- stencils --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("wave", [2.0, 3.5, 8.0, 12.0])
 def test_the_share_seen_is_the_known_response_of_the_stencil(wave):

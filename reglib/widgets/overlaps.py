@@ -79,6 +79,7 @@ def overlap_dial(
     home: float = 0.0,
     name: str = "off_mm",
     label: str = "off by [mm]",
+    read: Callable[..., Tensor] | None = None,
     seen: Callable[..., Tensor] | None = None,
     knobs: Mapping[str, Control] | None = None,
 ) -> View:
@@ -92,6 +93,7 @@ def overlap_dial(
         objective: (ddf, **knobs) to a scalar.
         amounts: evenly spaced; where the curves are drawn and between which ends the slider runs.
         name: of the slider; one in "_mm" is in mm.   label: below the curves.
+        read: (ddf, **knobs) to the warped mask, for the picture; default the moving mask, read linearly.
         seen: (mask, **knobs) to the mask that the objective compares, for the picture; default the mask itself.
         knobs: what else may be moved.
     """
@@ -114,7 +116,8 @@ def overlap_dial(
         setting = {key: state[key] for key in knobs}
         here = _value_and_slope(lambda ddf: objective(ddf, **setting), ddf_at, state[name])
         figure, (panel,) = canvas.panels([[canvas.slot(at, "overlap", right=PLOT_IN)]])
-        masks = [fixed, warp(moving, ddf_at(torch.tensor(float(state[name]))), padding="zeros")]
+        ddf = ddf_at(torch.tensor(float(state[name])))
+        masks = [fixed, warp(moving, ddf, padding="zeros") if read is None else read(ddf, **setting)]
         if seen is not None:
             masks = [seen(mask, **setting) for mask in masks]
         canvas.blended(panel, at, *(at.cut(mask.amax(1, keepdim=True)) for mask in masks))
@@ -158,8 +161,8 @@ def _draw_curves(
     panels[1].axhline(0, color="#888888", linewidth=0.8, zorder=0)
     panels[1].text(
         1.0,
-        0.03,
-        "gray: at the start",
+        0.05,
+        "gray: knobs as they began",
         transform=panels[1].transAxes,
         ha="right",
         color="#7b828b",
@@ -452,7 +455,7 @@ def cost_table(costs: Mapping[str, Mapping[str, float]]) -> Figure:
     columns = list(next(iter(costs.values())))
     figure = Figure(figsize=(canvas.WIDTH_IN, 0.7 + 0.5 * len(costs)), dpi=canvas.DPI)
     panel = figure.subplots()
-    figure.subplots_adjust(left=0.2, right=0.99, bottom=0.02, top=1 - 0.55 / (0.7 + 0.5 * len(costs)))
+    figure.subplots_adjust(left=0.21, right=0.99, bottom=0.02, top=1 - 0.55 / (0.7 + 0.5 * len(costs)))
     for row, line in enumerate(costs.values()):
         for column, name in enumerate(columns):
             value = line[name]

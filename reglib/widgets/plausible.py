@@ -36,6 +36,7 @@ GROUND = "#444444"
 LINES = 8  # of graph paper under a small field
 STEPS_MM = (0.75, 1.0, 1.5, 2.0, 3.0)  # each divides 72 and 60 mm
 CHART_IN = 5.9  # right of a picture, for a chart
+LABEL_PAD = 5.0  # points between short numbers up an axis and its name
 
 
 # -- what a field costs -----------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def price_tag(fields: Callable[[float], Mapping[str, Ddf]], grid: Grid, losses: 
 
     Args:
         fields: from an amount (1 is the whole) to fields by name, on `grid`.
-        losses: each bar is scaled by the dearest of all whole fields.
+        losses: each bar is a share of the dearest of all whole fields, which is dashed.
     """
     whole = fields(1.0)
     for name, ddf in whole.items():
@@ -100,12 +101,15 @@ def price_tag(fields: Callable[[float], Mapping[str, Ddf]], grid: Grid, losses: 
     dearest = {name: max(float(loss(ddf)) for ddf in whole.values()) for name, loss in losses.items()}
 
     def render(state: State) -> Figure:
-        ddf = fields(state["amount"])[state["field"]]
+        here = fields(state["amount"])
+        ddf = here[state["field"]]
         figure, panel, chart = _picture_and_chart(
             plane_of(ddf, grid), f"{state['field']} ×{state['amount']:.1f}", names=True
         )
         plot.draw_warped_grid(panel, plane_of(ddf, grid), ddf, lines=LINES)
-        shares = [float(loss(ddf)) / max(dearest[name], 1e-12) for name, loss in losses.items()]
+        prices = {name: float(loss(ddf)) for name, loss in losses.items()}
+        free = [prices[name] <= FREE * max(float(loss(u)) for u in here.values()) for name, loss in losses.items()]
+        shares = [0.0 if none else prices[name] / dearest[name] for name, none in zip(losses, free, strict=True)]
         _price_bars(chart, list(losses), shares)
         return figure
 
@@ -116,15 +120,22 @@ def price_tag(fields: Callable[[float], Mapping[str, Ddf]], grid: Grid, losses: 
 
 
 def _price_bars(chart: Panel, names: Sequence[str], shares: Sequence[float]) -> None:
-    """Horizontal bars on a scale of fourth roots, so that a thousandth is still seen."""
-    chart.barh(names, [max(share, 0.0) ** 0.25 for share in shares], color=canvas.WARPED_COLOR, height=0.66)
+    """Horizontal bars on a log scale, so that a thousandth is still seen; dashed the dearest of all whole fields.
+
+    A share of 0 is free.
+    """
+    white: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+    chart.barh(names, [max(share, FREE) - FREE for share in shares], left=FREE, color=canvas.WARPED_COLOR, height=0.66)
     for y, share in enumerate(shares):
-        free = share < FREE
-        words, color = ("free", canvas.MOVING_COLOR) if free else (_percent(share), canvas.INK)
-        chart.text(max(share, 0.0) ** 0.25 + 0.02, y, words, va="center", size=canvas.TEXT_SIZE, color=color)
-    chart.set(xlim=(0, 1.75), xticks=[])
+        words, color = (_percent(share), canvas.INK) if share > 0 else ("free", canvas.MOVING_COLOR)
+        x = max(share, FREE) * 1.25
+        chart.text(x, y, words, va="center", size=canvas.TEXT_SIZE, color=color, bbox=white)
+    chart.axvline(1, color=canvas.INK, linewidth=2, linestyle=canvas.TRUTH_STYLE, zorder=0)
+    chart.set(xscale="log", xlim=(FREE, 1e3))
+    chart.set_xticks([1e-4, 1e-2, 1], ["0.01%", "1%", "100%"])
+    chart.minorticks_off()
     chart.invert_yaxis()
-    _dress(chart, "price, share of the dearest")
+    _dress(chart, "price (dashed: the dearest)")
 
 
 # -- what a stencil sees ----------------------------------------------------------------------------------------
@@ -284,6 +295,7 @@ def squeeze(elastic: Callable[[Tensor, float], Tensor], grid: Grid, *, amount: f
             labels=at.labels,
         )
         figure, (panel,) = canvas.panels([[slot]])
+        panel.yaxis.labelpad = LABEL_PAD
         _draw_pressed(panel, at, u, amount * state["poisson"] / (1 - state["poisson"]))
         return figure
 
@@ -348,6 +360,7 @@ def unfold(ddf: Ddf, grid: Grid, folding: Callable[[Tensor, float], Tensor], *, 
         slots = [replace(canvas.slot(at, title), letters=()) for title in titles]
         slots[2] = replace(slots[2], right=canvas.BAR_IN)
         figure, panels = canvas.panels([slots])
+        panels[0].yaxis.labelpad = LABEL_PAD
         plot.draw_warped_grid(panels[0], at, ddf, lines=16)
         plot.draw_warped_grid(panels[1], at, u, lines=16)
         moved = np.linalg.norm(at.vectors(u) - at.vectors(ddf), axis=0)
@@ -516,6 +529,7 @@ def _picture_and_chart(
     """A slice, with orientation letters if it is a brain's, and a chart; between them room for names or a color bar."""
     slot = canvas.slot(at, title, right=CHART_IN if names or bar else CHART_IN - 0.6)
     figure, (panel,) = canvas.panels([[slot if brain else replace(slot, letters=())]])
+    panel.yaxis.labelpad = LABEL_PAD
     (width, height), box = figure.get_size_inches(), panel.get_position()
     left, bottom = box.x1 * width + (1.95 if names or bar else 1.1), 0.72
     area = (left / width, bottom / height, (width - left - 0.2) / width, (box.y1 * height - bottom) / height)
