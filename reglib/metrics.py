@@ -270,7 +270,7 @@ def inverse_error(
     for name, each in (("ddf", ddf), ("inverse_ddf", inverse_ddf)):
         require_on_grid(each, grid, name)
     there_and_back = field.compose(inverse_ddf, ddf)
-    return field.convert_ddf(there_and_back, grid, to=Axes.WORLD, from_=Axes.VOXEL).norm(dim=1, keepdim=True)
+    return field.magnitude(field.convert_ddf(there_and_back, grid, to=Axes.WORLD, from_=Axes.VOXEL))
 
 
 # -- a whole case -----------------------------------------------------------------------------------------------

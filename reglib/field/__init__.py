@@ -23,7 +23,7 @@ from .algebra import (
     resize_ddf,
     squarings,
 )
-from .calculus import curl, divergence, divergence_free, jacobian, jacobian_determinant
+from .calculus import curl, divergence, divergence_free, jacobian, jacobian_determinant, magnitude
 from .sampling import Grids, Mode, resample, sample, valid_mask, warp, warp_labels, warp_points
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "jacobian_determinant",
     "lie_bracket",
     "logarithm",
+    "magnitude",
     "resample",
     "resize_ddf",
     "sample",

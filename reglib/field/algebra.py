@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import filters
 from ..grid import Axes, Grid, GridMismatchError, require_on_grid
+from .calculus import magnitude
 from .sampling import check_ddf, warp, working_dtype
 
 
@@ -84,7 +85,7 @@ def squarings(velocity: Tensor, *, start: Literal["midpoint", "euler"] = "midpoi
     apart by less than a voxel in all components together, so that the small map cannot fold.
     """
     v = velocity.detach()
-    fastest = float(v.norm(dim=1).amax())
+    fastest = float(v.square().sum(1).amax().sqrt())
     if not math.isfinite(fastest):
         raise ValueError("velocity must be finite; it holds NaN or infinity. Did the optimization diverge?")
     halvings = math.log2(max(fastest, 1e-12) / (0.25 if start == "euler" else 2.0))
@@ -122,7 +123,7 @@ def logarithm(
     before = math.inf
     for _ in range(iterations):
         rest = compose(exponential(-velocity), ddf)
-        off = float(rest.detach().norm(dim=1).mean())
+        off = float(magnitude(rest.detach()).mean())
         if off < before:
             best = velocity
         if off <= tolerance or off > before / 2:
@@ -187,11 +188,11 @@ def inverse(ddf: Float[Tensor, "b d *s"], *, iterations: int = 50, tolerance: fl
     guess = -ddf
     for _ in range(iterations):
         update = -warp(ddf, guess)
-        change = (update - guess).norm(dim=1).amax()
+        change = magnitude(update - guess).amax()
         guess = update
         if change <= tolerance:
             break
-    return Inverse(guess, compose(ddf, guess).norm(dim=1, keepdim=True))
+    return Inverse(guess, magnitude(compose(ddf, guess)))
 
 
 def resize_ddf(ddf: Float[Tensor, "b d *s"], shape: Sequence[int]) -> Float[Tensor, "b d *t"]:

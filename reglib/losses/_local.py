@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from ..filters import LocalWindow, window_sum
 from ._shared import check_pair, in_float32, masked_mean, standardized, weighted_mean, weights
 
-FLAT = 1e-6  # a window with less than this share of the image's own variance counts as flat
+FLAT = 1e-5  # a window with less than this share of the image's own variance counts as flat
 WindowLike = int | Sequence[int] | LocalWindow
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .. import field
 from ..grid import Axes, Grid, require_on_grid
 
 
@@ -96,7 +97,7 @@ class Transform(nn.Module):
     def fit_residual(self, ddf: Float[Tensor, "1 d *s"]) -> Float[Tensor, "b 1 *s"]:
         """How far this map is from a ddf on its grid, voxels."""
         require_field(ddf, self.grid)
-        return (self.ddf() - ddf).norm(dim=1, keepdim=True)
+        return field.magnitude(self.ddf() - ddf)
 
     # -- parameters from elsewhere -------------------------------------------------------------------------------
     def with_values(self, **values: Tensor) -> Transform:
