@@ -24,14 +24,8 @@ Spacing = float | Sequence[float] | None
 def jacobian(ddf: Float[Tensor, "b d *s"]) -> Float[Tensor, "b d d *s"]:
     """I + grad u:  J[k, j] = delta_kj + d u_k / d p_j, central differences, one-sided at the faces."""
     check_ddf(ddf, ddf.ndim - 2)
-    return _jacobian(ddf.to(working_dtype(ddf))).to(ddf.dtype)
-
-
-def _jacobian(ddf: Tensor) -> Tensor:
-    d = ddf.shape[1]
-    columns = [filters.finite_difference(ddf, j + 2) for j in range(d)]
-    identity = torch.eye(d, dtype=ddf.dtype, device=ddf.device).reshape(1, d, d, *[1] * d)
-    return torch.stack(columns, dim=2) + identity
+    rows = _jacobian_rows(ddf.to(working_dtype(ddf)), 0, ddf.shape[2])
+    return torch.stack([torch.stack(row, dim=1) for row in rows], dim=1).to(ddf.dtype)
 
 
 def jacobian_determinant(ddf: Float[Tensor, "b d *s"]) -> Float[Tensor, "b 1 *s"]:
