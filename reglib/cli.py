@@ -26,6 +26,7 @@ app = typer.Typer(
 
 
 class Model(StrEnum):
+    diffeo = "diffeo"
     svf = "svf"
     ffd = "ffd"
     dense = "dense"
@@ -67,7 +68,7 @@ def register(
     fixed: Annotated[Path, typer.Argument(help="The image that stays.")],
     moving: Annotated[Path, typer.Argument(help="The image to bend onto it.")],
     out: Out,
-    transform: Annotated[Model, typer.Option(help="The family of maps.")] = Model.svf,
+    transform: Annotated[Model, typer.Option(help="The family of maps.")] = Model.diffeo,
     no_affine: Annotated[bool, typer.Option("--no-affine", help="Skip the affine alignment before.")] = False,
     similarity: Annotated[Similarity, typer.Option(help="What alike means.")] = Similarity.lncc,
     quality: Annotated[Quality, typer.Option(help="Coarse levels only, or all.")] = Quality.accurate,

@@ -15,9 +15,10 @@ from tqdm.auto import tqdm
 
 from . import field, filters
 from .grid import Axes, Grid, apply_affine, require_on_grid
-from .transforms import Dense, Transform
+from .transforms import Dense, Diffeomorphism, Linear, Sequential, Transform
 
 Loss = Callable[..., Tensor]
+WHOLE = 0.99  # share of the fixed grid from which on the moving image counts as seen everywhere
 SMALLEST_LEVEL = 8  # voxels along an axis that a level never goes below
 
 
@@ -28,12 +29,14 @@ class Options:
     Args:
         lr: how far one step moves the image (root mean square), in voxels of the level, for every model.
         gradient_sigma: the gradient of a dense field is smoothed by this many voxels before each step.
+        decay: the share of `lr` that a level loses, evenly, from its first to its last step.
         tolerance: a level ends when `patience` steps lowered the loss by less than this share of it.
         progress: show a progress bar with the terms of the objective.
     """
 
     lr: float = 0.2
     gradient_sigma: float = 1.5
+    decay: float = 0.0
     tolerance: float = 1e-4
     patience: int = 10
     progress: bool = True
@@ -44,7 +47,7 @@ class Registration:
     """What `register` found.
 
     Attributes:
-        transform: the fitted model; a dense one keeps the grid of the last level.
+        transform: the fitted model; a dense one keeps the grid of the last level, a `Diffeomorphism` has the fixed one.
         ddf: (1, d, *fixed) voxels of the fixed grid.
         warped: (1, c, *fixed), the moving image under the map; 0 outside its field of view.
         history: one record a step: level, step, loss, similarity, regularizer (unweighted).
@@ -101,17 +104,74 @@ def register(
     _check_inputs(fixed, moving, transform, moving_grid, fixed_mask, moving_mask)
     if len(levels) != len(steps) or not levels:
         raise ValueError(f"levels and steps must be of one length; got {tuple(levels)} and {tuple(steps)}.")
+    if not any(p.requires_grad for p in transform.parameters()):
+        raise ValueError("every parameter of the transform is frozen; there is nothing to optimize.")
+    frozen, current = _split(transform)
+    images, masks, source = (fixed, moving), (fixed_mask, moving_mask), moving_grid
+    if frozen is not None:
+        images, masks = _warp_once(frozen, fixed, moving, fixed_mask, moving_mask, moving_grid)
+        source = transform.grid
     history: list[dict[str, float]] = []
-    current = transform
     with tqdm(total=sum(steps), desc="register", disable=not options.progress, leave=False) as bar:
         for factor, count in zip(levels, steps, strict=True):
-            level = _prepare(factor, transform.grid, fixed, moving, moving_grid, fixed_mask, moving_mask)
+            level = _prepare(factor, transform.grid, *images, source, *masks)
             current = current.at(level.grid).to(fixed.device)
             history += _descend(current, level, count, similarity, regularizer, weight, options, bar)
     with torch.no_grad():
+        current = _mended(current, transform.grid)
+        if frozen is not None:
+            current = Sequential(*frozen, *(current if isinstance(current, Sequential) else [current]))
         ddf = current.ddf(transform.grid).clone()
         warped = field.warp(moving, ddf, padding="zeros", moving_grid=moving_grid, fixed_grid=transform.grid)
     return Registration(current, ddf, warped, history)
+
+
+def _split(transform: Transform) -> tuple[Sequential | None, Transform]:
+    """The frozen linear maps at the head of a sequence, which need to be applied only once, and the rest."""
+    parts = list(transform) if type(transform) is Sequential else []
+    head = 0
+    while head < len(parts) - 1 and isinstance(parts[head], Linear) and not _is_trained(parts[head]):
+        head += 1
+    if head == 0:
+        return None, transform
+    rest = parts[head:]
+    return Sequential(*(part.at(transform.grid) for part in parts[:head])), rest[0] if len(rest) == 1 else Sequential(
+        *rest
+    )
+
+
+def _is_trained(transform: Transform) -> bool:
+    return any(p.requires_grad for p in transform.parameters())
+
+
+@torch.no_grad()
+def _warp_once(
+    frozen: Transform,
+    fixed: Tensor,
+    moving: Tensor,
+    fixed_mask: Tensor | None,
+    moving_mask: Tensor | None,
+    moving_grid: Grid,
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
+    """The moving image and its mask on the fixed grid; where it was not seen, the mask says so."""
+    ddf = frozen.to(fixed.device).ddf().to(fixed.dtype)
+    grids: field.Grids = {"moving_grid": moving_grid, "fixed_grid": frozen.grid}
+    seen = field.valid_mask(ddf, **grids).to(fixed.dtype)
+    if moving_mask is not None:
+        seen = seen * field.warp(moving_mask.to(fixed.dtype), ddf, padding="zeros", **grids)
+    whole = moving_mask is None and float(seen.mean()) >= WHOLE
+    return (fixed, field.warp(moving, ddf, **grids)), (fixed_mask, None if whole else seen)
+
+
+def _mended(transform: Transform, grid: Grid) -> Transform:
+    """Diffeomorphisms on the fixed grid, without the odd fold that interpolation left."""
+    if isinstance(transform, Diffeomorphism):
+        fine = transform.at(grid)
+        fine.displacement.copy_(field.unfold(fine.displacement)[0])
+        return fine
+    if type(transform) is Sequential:
+        return Sequential(*(_mended(part, grid) for part in transform))
+    return transform
 
 
 def _prepare(
@@ -159,11 +219,12 @@ def _descend(
     """Optimize `transform` in place on one level, to the best state seen; returns its history."""
     history: list[dict[str, float]] = []
     optimizer = ScaledAdam(transform.parameter_groups(options.lr))
+    rates = [group["lr"] for group in optimizer.param_groups]
     moving_parameters: list[Tensor] = [p for p in transform.parameters() if p.requires_grad]
     lowest, best = math.inf, _copy(moving_parameters)
-    dense = [p for m in transform.modules() if isinstance(m, Dense) for p in m.parameters() if p.requires_grad]
+    dense = [m for m in transform.modules() if isinstance(m, Dense)]
     with torch.no_grad():
-        crop = bool(field.valid_mask(transform.ddf(level.grid), **_grids(level)).float().mean() < 0.99)
+        crop = bool(field.valid_mask(transform.ddf(level.grid), **_grids(level)).float().mean() < WHOLE)
     for step in range(count):
         optimizer.zero_grad(set_to_none=True)
         terms = _objective(transform, level, similarity, regularizer, crop)
@@ -179,9 +240,9 @@ def _descend(
             lowest, best = record["loss"], _copy(moving_parameters)
         loss.backward()
         _require_finite_gradient(moving_parameters, level.factor, step)
-        for parameter in dense:
-            if parameter.grad is not None and options.gradient_sigma > 0:
-                parameter.grad = filters.gaussian(parameter.grad, sigma=options.gradient_sigma)
+        _smooth_gradients(dense, options.gradient_sigma)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1 - options.decay * step / count)
         optimizer.step()
         history.append(record)
         bar.update()
@@ -193,6 +254,23 @@ def _descend(
         for moved, value in zip(moving_parameters, best, strict=True):
             moved.copy_(value)
     return history
+
+
+def _smooth_gradients(models: list[Dense], sigma: float) -> None:
+    """Smooth in place; of a model that is composed with its step, first take the gradient to that step.
+
+    For u_new = compose(u, s) at s = 0:  dL/ds = (I + grad u)^T dL/du.
+    """
+    for model in models:
+        for parameter in model.parameters():
+            if parameter.grad is None:
+                continue
+            if isinstance(model, Diffeomorphism):
+                columns = [filters.finite_difference(parameter.detach(), j + 2) for j in range(parameter.shape[1])]
+                turned = [(column * parameter.grad).sum(1, keepdim=True) for column in columns]
+                parameter.grad = parameter.grad + torch.cat(turned, dim=1)
+            if sigma > 0:
+                parameter.grad = filters.gaussian(parameter.grad, sigma=sigma)
 
 
 def _copy(parameters: list[Tensor]) -> list[Tensor]:
@@ -214,12 +292,16 @@ class ScaledAdam(torch.optim.Optimizer):
     A step keeps the shape of the smoothed gradient: Adam's own would move a voxel of empty background as far as an
     edge, which fills a field with noise. `lr` of a group is the root mean square of a steady step.
 
+    A group with `compose` holds ddfs, which are composed with their step; no voxel of it moves by more than `FARTHEST`.
+
     Source: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1; a scalar scale as in Jena et al. 2024, arXiv:2404.01249.
     Differs: the scale is the gradient's root mean square over voxels, not its largest value.
     """
 
+    FARTHEST = 0.5  # voxels
+
     def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.99)) -> None:
-        super().__init__(groups, {"lr": 0.2, "betas": betas})
+        super().__init__(groups, {"lr": 0.2, "betas": betas, "compose": False})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -239,7 +321,12 @@ class ScaledAdam(torch.optim.Optimizer):
         components = gradient.shape[1] if gradient.ndim > 1 else 1  # of a vector at each voxel
         state["power"].lerp_(components * gradient.square().mean(), 1 - second)
         scale = (state["power"] / (1 - second ** state["count"])).sqrt() * (1 - first ** state["count"])
-        parameter.sub_(state["momentum"] / scale.clamp(min=1e-30), alpha=group["lr"])
+        change = state["momentum"] * (-group["lr"] / scale.clamp(min=1e-30))
+        if group["compose"]:
+            change.div_((change.square().sum(1, keepdim=True) / self.FARTHEST**2).add_(1).sqrt_())
+            parameter.copy_(field.compose(parameter, change))
+        else:
+            parameter.add_(change)
 
 
 def _objective(

@@ -33,7 +33,7 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "mse": losses.mse_loss,
     "mi": MUTUAL_INFORMATION,
 }
-STEPS = {"fast": (60, 40, 10), "accurate": (80, 60, 40)}  # of the deformable part, coarse to fine
+STEPS = {"fast": (60, 60, 20), "accurate": (60, 60, 60)}  # of the deformable part, coarse to fine
 LARGEST_GROWTH = 2.5  # in volume, between two scans of one body part; a fit beyond it has zoomed into a detail
 COARSEST = 20  # voxels along the longest axis that a level keeps at least
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
@@ -68,7 +68,7 @@ class Case:
 class Settings:
     """How to register: names as on the command line."""
 
-    transform: str = "svf"
+    transform: str = "diffeo"
     similarity: str = "lncc"
     quality: str = "accurate"
     affine_first: bool = True
@@ -164,7 +164,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         weight=DIFFUSION_WEIGHT,
         levels=levels,
         steps=STEPS[settings.quality][-len(levels) :],
-        **shared,
+        **shared | {"options": Options(progress=settings.progress, decay=0.9)},
     )
 
 
@@ -232,7 +232,9 @@ def _deformable(name: str, grid: Grid) -> transforms.Transform:
         return transforms.FreeFormDeformation(grid, control_spacing_mm=_control_spacing(grid))
     if name == "dense":
         return transforms.DenseDisplacement(grid)
-    return transforms.StationaryVelocity(grid)
+    if name == "svf":
+        return transforms.StationaryVelocity(grid)
+    return transforms.Diffeomorphism(grid)
 
 
 def _control_spacing(grid: Grid) -> float:

@@ -256,3 +256,28 @@ def test_threads_change_neither_a_warp_nor_its_gradient(threads, shape, mode, pa
     for one, many in zip(*results, strict=True):
         torch.testing.assert_close(many, one, atol=2e-5, rtol=1e-5)
     assert largest(results[0][1]) > 0.1
+
+
+# -- mending folds -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(48, 40), (24, 26, 22)])
+def test_unfold_mends_a_fold_and_leaves_the_rest(shape):
+    smooth = smooth_ddf(shape, largest=2.0, sigma=6.0)
+    torn = smooth.clone()
+    middle = tuple(slice(n // 2 - 1, n // 2 + 1) for n in shape)
+    torn[(slice(None), slice(None), *middle)] += 4.0
+    assert (field.jacobian_determinant(torn) <= 0).any()
+    mended, left = field.unfold(torn)
+    assert left == 0
+    assert field.jacobian_determinant(mended).min() >= 0.01
+    far = torch.ones(shape, dtype=torch.bool)
+    far[tuple(slice(max(0, n // 2 - 10), n // 2 + 10) for n in shape)] = False
+    assert torch.equal(mended[:, :, far], torn[:, :, far])
+
+
+def test_unfold_returns_a_fair_field_untouched_and_counts_what_it_cannot_mend():
+    fair = smooth_ddf((32, 30), largest=2.0)
+    assert torch.equal(field.unfold(fair)[0], fair)
+    mirror = torch.zeros(1, 2, 32, 30)
+    mirror[:, 0] = -2.0 * torch.arange(32.0)[:, None]
+    _, left = field.unfold(mirror, iterations=3)
+    assert left > 0

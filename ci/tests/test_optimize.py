@@ -11,9 +11,11 @@ from reglib import field
 from reglib.grid import Grid, GridMismatchError
 from reglib.losses import bending_loss, diffusion_loss, lncc_loss, mi_loss, mse_loss, ncc_loss
 from reglib.optimize import Options, align_moments, choose_start, register
+from reglib.phantoms import circle, cshape
 from reglib.transforms import (
     Affine,
     DenseDisplacement,
+    Diffeomorphism,
     FreeFormDeformation,
     Rigid,
     Sequential,
@@ -93,6 +95,7 @@ MODELS = {
     "velocity": StationaryVelocity,
     "free form": lambda grid: FreeFormDeformation(grid, control_spacing_mm=5.5),
     "dense": DenseDisplacement,
+    "composed": Diffeomorphism,
 }
 
 
@@ -113,7 +116,7 @@ def test_register_finds_a_known_deformation(dim, model):
     )
     assert error(0 * truth, truth) > 2
     assert error(result.ddf, truth) < 0.5
-    if model == "velocity":
+    if model in ("velocity", "composed"):
         assert field.jacobian_determinant(result.ddf).min() > 0
 
 
@@ -379,6 +382,69 @@ def test_frozen_parts_stay_as_they_are():
     fitted = list(result.transform)
     assert largest(fitted[0].matrix(), rigid.matrix()) < 1e-12
     assert largest(fitted[1].ddf()) > 0.1
+
+
+@long_run
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_frozen_start_is_applied_once_and_the_image_still_read_once(masked):
+    """The moving image lies turned on a grid of its own; the frozen map turns it back."""
+    grid = fixed_grid(2)
+    picture, bend = scene(grid), waves(grid, 1.6)
+    turn = rotation((35.0,))
+    center = np.array(grid.center)
+    matrix = affine(turn, center - turn @ center + np.array((4.0, -3.0)))
+    moving_grid = Grid((80, 84), matrix @ oblique(2, spacing=(0.9, 0.7)))
+
+    def turned(points):
+        return picture(apply(np.linalg.inv(matrix), points))
+
+    fixed, moving = draw(picture, grid, bend), draw(turned, moving_grid)
+    truth = true_ddf(grid, lambda x: apply(matrix, x + bend(x)) - x)
+    start = Affine(grid, matrix=torch.from_numpy(matrix)).freeze()
+    mask = torch.ones_like(moving) if masked else None
+    result = register(
+        fixed,
+        moving,
+        Sequential(start, Diffeomorphism(grid)),
+        similarity=lncc_loss,
+        regularizer=bending_loss,
+        weight=0.1,
+        moving_grid=moving_grid,
+        moving_mask=mask,
+        options=QUIET,
+    )
+    assert error(start.ddf().detach(), truth) > 1
+    assert error(result.ddf, truth) < 0.5
+    assert largest(result.transform.ddf(grid), result.ddf) < 1e-4
+    expected = field.warp(moving, result.ddf, padding="zeros", moving_grid=moving_grid, fixed_grid=grid)
+    assert largest(result.warped, expected) < 1e-6
+
+
+@long_run
+def test_composed_steps_do_not_fold_where_added_ones_do():
+    """Weakly regularized and far: a disc becomes a thin C."""
+    fixed, moving = (shape((64, 64)) for shape in (cshape, circle))
+    folds = {}
+    for model in (Diffeomorphism, DenseDisplacement):
+        result = register(
+            fixed,
+            moving,
+            model(Grid((64, 64))),
+            similarity=mse_loss,
+            regularizer=bending_loss,
+            weight=1e-4,
+            options=Options(progress=False, lr=0.4),
+        )
+        folds[model] = int((field.jacobian_determinant(result.ddf) <= 0).sum())
+        assert mse_loss(result.warped, fixed) < mse_loss(moving, fixed) / 4
+    assert folds[Diffeomorphism] == 0
+    assert folds[DenseDisplacement] > 0
+
+
+def test_a_transform_without_anything_to_fit_is_refused():
+    with pytest.raises(ValueError, match="frozen") as raised:
+        small_run(Rigid(SMALL).freeze())
+    sentence(raised, "frozen")
 
 
 @pytest.mark.parametrize("model", [*MODELS, "affine"])

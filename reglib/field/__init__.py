@@ -22,6 +22,7 @@ from .algebra import (
     logarithm,
     resize_ddf,
     squarings,
+    unfold,
 )
 from .calculus import curl, divergence, divergence_free, jacobian, jacobian_determinant, magnitude
 from .sampling import Grids, Mode, resample, sample, valid_mask, warp, warp_labels, warp_points
@@ -49,6 +50,7 @@ __all__ = [
     "resize_ddf",
     "sample",
     "squarings",
+    "unfold",
     "valid_mask",
     "warp",
     "warp_labels",

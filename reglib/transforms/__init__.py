@@ -12,7 +12,7 @@ Convention:
 from .base import Inverse, Transform
 from .bspline import FreeFormDeformation, VelocityFreeForm
 from .combine import MultiLevel, Sequential
-from .dense import Dense, DenseDisplacement, StationaryVelocity
+from .dense import Dense, DenseDisplacement, Diffeomorphism, StationaryVelocity
 from .kernel import KernelDisplacement
 from .linear import (
     Affine,
@@ -30,6 +30,7 @@ __all__ = [
     "Affine",
     "Dense",
     "DenseDisplacement",
+    "Diffeomorphism",
     "FreeFormDeformation",
     "Inverse",
     "KernelDisplacement",

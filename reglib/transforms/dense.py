@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -91,6 +91,21 @@ class DenseDisplacement(Dense):
         moved = self._with({"displacement": on_grid(self.displacement, self.grid, grid)})
         moved.grid = grid
         return moved
+
+
+class Diffeomorphism(DenseDisplacement):
+    """A displacement that `register` changes by composing small smooth steps, u <- compose(u, step), not by adding.
+
+    A row of maps that do not fold does not fold, so the field reaches far and stays invertible, without the cost of
+    integrating a velocity in every step. Fitted, `register` also mends what interpolation left (`field.unfold`).
+
+    Source: Christensen et al. 1996, doi:10.1109/83.536892; greedy steps as in Avants et al. 2008,
+        doi:10.1016/j.media.2007.06.004, and Jena et al. 2024, arXiv:2404.01249.
+    """
+
+    def parameter_groups(self, step: float) -> list[dict[str, Any]]:
+        groups = super().parameter_groups(step)
+        return [{**group, "compose": True, "betas": (0.9, 0.9)} for group in groups if group["params"]]
 
 
 class StationaryVelocity(Dense):
