@@ -529,6 +529,31 @@ def test_inverse_of_an_affine_field_is_the_inverse_affine():
     assert np.abs(found.ddf.numpy() - expected.numpy()).max(1)[covered].max() < 1e-3
 
 
+def test_half_steps_invert_a_steep_map_where_full_steps_fail():
+    u = field.exponential(smooth_ddf((64, 60), largest=14.0, sigma=6.0))
+    assert field.jacobian_determinant(u).min() > 0
+    assert field.jacobian_determinant(u).max() > 2.5
+    assert field.inverse(u, step=1.0).residual.max() > 1.0
+    assert field.inverse(u, iterations=200).residual.max() < 0.01
+
+
+@pytest.mark.parametrize("step", [0.0, -0.5, 1.5])
+def test_inverse_refuses_steps_that_lead_nowhere(step):
+    with pytest.raises(ValueError, match="step") as raised:
+        field.inverse(torch.zeros(1, 2, 8, 8), step=step)
+    sentence(raised, "step", str(step))
+
+
+def test_inverse_of_a_large_field_starts_from_half_the_resolution(monkeypatch):
+    ddf = smooth_ddf((40, 36, 30), largest=4.0, sigma=5.0)
+    whole = field.inverse(ddf)
+    monkeypatch.setattr("reglib.field.algebra.LARGE", 1000)
+    halved = field.inverse(ddf)
+    assert halved.residual.max() < 0.1
+    assert halved.residual.mean() < 0.002
+    assert largest(inner(halved.ddf, 3), inner(whole.ddf, 3)) < 0.1
+
+
 def test_inverse_of_a_folded_field_has_a_large_residual():
     ddf = smooth_ddf(SHAPES[2], largest=9.0, sigma=1.5)
     assert field.jacobian_determinant(ddf).min() < 0

@@ -456,11 +456,11 @@ def test_residual_of_the_inverse_is_small_in_voxels(dim, name):
     assert residual[stays].mean() < 0.02
 
 
-def test_residual_of_the_inverse_is_that_of_the_fixed_point_and_large_where_a_map_folds():
+def test_residual_of_the_inverse_is_that_of_the_fixed_point_and_large_where_a_map_stretches_too_far():
     transform = dense_models(2)["dense"]
     expected = field.inverse(transform.displacement.detach()).residual
     assert largest(transform.inverse_residual(), expected) < 1e-4
-    transform.displacement.data *= 8
+    transform.displacement.data *= 30
     assert transform.inverse_residual().max() > 0.5
 
 

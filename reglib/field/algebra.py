@@ -15,6 +15,8 @@ from ..grid import Axes, Grid, GridMismatchError, require_on_grid
 from .calculus import jacobian_determinant, magnitude
 from .sampling import check_ddf, warp, working_dtype
 
+LARGE, POLISH = 1 << 20, 8
+
 
 class Inverse(NamedTuple):
     """An approximate inverse and what is left: |u(q + w(q)) + w(q)| in voxels, (b, 1, *s)."""
@@ -177,22 +179,40 @@ def compose_velocities(
     return total if order == 2 else total + (lie_bracket(v, bracket) - lie_bracket(w, bracket)) / 12
 
 
-def inverse(ddf: Float[Tensor, "b d *s"], *, iterations: int = 50, tolerance: float = 1e-3) -> Inverse:
-    """The field w with u(q + w(q)) + w(q) = 0, by fixed point iteration  w <- -u(q + w).
+def inverse(
+    ddf: Float[Tensor, "b d *s"], *, iterations: int = 50, tolerance: float = 1e-3, step: float = 0.5
+) -> Inverse:
+    """The field w with u(q + w(q)) + w(q) = 0, by fixed point iteration  w <- w - step (u(q + w) + w).
 
-    Args: tolerance: voxels; iteration ends when no voxel is further off, or after `iterations`.
+    Args:
+        tolerance: voxels; iteration ends when no voxel is further off, or after `iterations`.
+        step: share of what is left over that an iteration takes off, above 0 and at most 1. With 1, the plain fixed
+            point  w <- -u(q + w), the search fails where the map stretches to more than double; with 0.5 beyond four
+            times.
+
     Returns: the field and its residual in voxels. A folded ddf has no inverse: look at the residual.
+
+    Where there are more than `LARGE` voxels the search starts from the inverse at half the resolution, and takes at
+    most `POLISH` iterations more.
+
     Source: Chen et al. 2008, doi:10.1118/1.2816107.
     """
     check_ddf(ddf, ddf.ndim - 2)
-    guess = -ddf
+    if not 0 < step <= 1:
+        raise ValueError(f"step must be above 0 and at most 1; got {step}.")
+    kind, ddf = ddf.dtype, ddf.to(working_dtype(ddf))
+    shape, guess = ddf.shape[2:], -ddf
+    if shape.numel() > LARGE:
+        half = resize_ddf(ddf, [(n + 1) // 2 for n in shape])
+        coarse = inverse(half, iterations=iterations, tolerance=tolerance / 2, step=step)
+        guess, iterations = resize_ddf(coarse.ddf, shape), min(iterations, POLISH)
+    rest = compose(ddf, guess)
     for _ in range(iterations):
-        update = -warp(ddf, guess)
-        change = magnitude(update - guess).amax()
-        guess = update
-        if change <= tolerance:
+        if magnitude(rest).amax() <= tolerance:
             break
-    return Inverse(guess, magnitude(compose(ddf, guess)))
+        guess = guess - step * rest
+        rest = compose(ddf, guess)
+    return Inverse(guess.to(kind), magnitude(rest).to(kind))
 
 
 def unfold(

@@ -206,7 +206,7 @@ def inverse_steps(maps: Mapping[str, Field], grid: Grid, *, most: int = 20) -> V
 
     def render(state: State) -> Figure:
         ddf = maps[state["map"]]
-        guess = inverse(ddf, iterations=state["rounds"], tolerance=0.0).ddf
+        guess = inverse(ddf, iterations=state["rounds"], tolerance=0.0, step=1.0).ddf
         both = compose(ddf, guess)
         left, first = (_length_mm(x, grid) for x in (both, compose(ddf, -ddf)))
         titles = "back, then there", f"left over: {float(left.mean()):.2f} mm"
