@@ -166,6 +166,7 @@ def _warp_once(
 def _mended(transform: Transform, grid: Grid) -> Transform:
     """Diffeomorphisms on the fixed grid, without the odd fold that interpolation left."""
     if isinstance(transform, Diffeomorphism):
+        transform.displacement.copy_(field.unfold(transform.displacement)[0])  # most of it where it is cheap
         fine = transform.at(grid)
         fine.displacement.copy_(field.unfold(fine.displacement)[0])
         return fine
