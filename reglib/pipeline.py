@@ -11,6 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -265,18 +266,24 @@ def _measure(case: Case, ddf: Tensor) -> dict[str, Any]:
 
 # -- write --------------------------------------------------------------------------------------------------------
 def _write_map(case: Case, result: Registration, out: Path) -> None:
+    """Everything that follows from the map; files are compressed on one core while another computes the next."""
     grids = _grids(case)
-    io.save_image(out / "warped.nii.gz", field.warp(case.moving, result.ddf, padding="zeros", **grids), case.fixed_grid)
-    io.save_ddf(out / "ddf.nii.gz", result.ddf, case.fixed_grid)
-    io.export_itk(out / "ddf_itk.nii.gz", result.ddf, case.fixed_grid)
-    with torch.no_grad():
-        inverse = result.transform.inverse().ddf(case.moving_grid)
-    io.save_ddf(out / "inverse_ddf.nii.gz", inverse, case.moving_grid)
-    io.save_matrix(out / "affine.txt", _linear_part(result.transform))
-    if case.moving_labels is not None:
-        io.save_labels(
-            out / "warped_labels.nii.gz", _warp_labels(case.moving_labels, result.ddf, grids), case.fixed_grid
-        )
+    with ThreadPoolExecutor(max_workers=1) as writers:
+        jobs = [
+            writers.submit(io.save_ddf, out / "ddf.nii.gz", result.ddf, case.fixed_grid),
+            writers.submit(io.export_itk, out / "ddf_itk.nii.gz", result.ddf, case.fixed_grid),
+        ]
+        warped = field.warp(case.moving, result.ddf, padding="zeros", **grids)
+        jobs.append(writers.submit(io.save_image, out / "warped.nii.gz", warped, case.fixed_grid))
+        if case.moving_labels is not None:
+            labels = _warp_labels(case.moving_labels, result.ddf, grids)
+            jobs.append(writers.submit(io.save_labels, out / "warped_labels.nii.gz", labels, case.fixed_grid))
+        with torch.no_grad():
+            inverse = result.transform.inverse().ddf(case.moving_grid)
+        jobs.append(writers.submit(io.save_ddf, out / "inverse_ddf.nii.gz", inverse, case.moving_grid))
+        io.save_matrix(out / "affine.txt", _linear_part(result.transform))
+        for job in jobs:
+            job.result()  # raises what went wrong
 
 
 def _linear_part(transform: transforms.Transform) -> Tensor:

@@ -25,6 +25,7 @@ from reglib.transforms import (
     Affine,
     Dense,
     DenseDisplacement,
+    Diffeomorphism,
     FreeFormDeformation,
     Inverse,
     KernelDisplacement,
@@ -80,6 +81,7 @@ def dense_models(dim, largest=2.5):
     spacing = (5.0, 9.0, 8.0)[:dim]
     return {
         "dense": DenseDisplacement(grid, ddf=smooth),
+        "composed": Diffeomorphism(grid, ddf=smooth),
         "velocity": StationaryVelocity(grid, velocity=smooth),
         "free form": scatter(FreeFormDeformation(grid, control_spacing_mm=spacing)),
         "velocity free form": scatter(VelocityFreeForm(grid, control_spacing_mm=spacing)),
@@ -263,6 +265,7 @@ def tiny_models(dim):
     lattice = {"control_spacing_mm": (3.0, 6.0, 4.0)[:dim]}
     models = {
         "dense": DenseDisplacement(grid),
+        "composed": Diffeomorphism(grid),
         "velocity": StationaryVelocity(grid, steps=2),
         "free form": FreeFormDeformation(grid, **lattice),
         "velocity free form": VelocityFreeForm(grid, **lattice, steps=2),
