@@ -168,6 +168,7 @@ def _mended(transform: Transform, grid: Grid) -> Transform:
     if isinstance(transform, Diffeomorphism):
         transform.displacement.copy_(field.unfold(transform.displacement)[0])  # most of it where it is cheap
         fine = transform.at(grid)
+        assert isinstance(fine, Diffeomorphism)
         fine.displacement.copy_(field.unfold(fine.displacement)[0])
         return fine
     if type(transform) is Sequential:
