@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import field, filters
-from .grid import Axes, Grid, apply_affine, require_on_grid
+from .grid import Grid, apply_affine, require_on_grid
 from .transforms import Dense, Diffeomorphism, Linear, Sequential, Transform
 
 Loss = Callable[..., Tensor]
@@ -228,7 +228,7 @@ def _descend(
     with torch.no_grad():
         crop = bool(field.valid_mask(transform.ddf(level.grid), **_grids(level)).float().mean() < WHOLE)
     for step in range(count):
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
         terms = _objective(transform, level, similarity, regularizer, crop)
         loss = terms["similarity"] + weight * terms["regularizer"]
         record = {name: float(term.detach()) for name, term in terms.items()}
@@ -288,7 +288,7 @@ def _require_finite_gradient(parameters: list[Tensor], factor: float, step: int)
             )
 
 
-class ScaledAdam(torch.optim.Optimizer):
+class ScaledAdam:
     """Adam with one second moment for each tensor instead of one for each entry.
 
     A step keeps the shape of the smoothed gradient: Adam's own would move a voxel of empty background as far as an
@@ -303,11 +303,19 @@ class ScaledAdam(torch.optim.Optimizer):
     FARTHEST = 0.5  # voxels
 
     def __init__(self, groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.99)) -> None:
-        super().__init__(groups, {"lr": 0.2, "betas": betas, "compose": False})
+        """Groups as for `torch.optim`, whose base class is left out because it takes more than a second to import."""
+        self.param_groups = [{"betas": betas, "compose": False, **group} for group in groups]
+        self._state: dict[Tensor, dict[str, Any]] = {}
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step down; takes no closure."""
+    def step(self) -> None:
+        """One step down."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -315,7 +323,7 @@ class ScaledAdam(torch.optim.Optimizer):
 
     def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         first, second = group["betas"]
-        state = self.state[parameter]
+        state = self._state.setdefault(parameter, {})
         if not state:
             state.update(count=0, momentum=torch.zeros_like(parameter), power=gradient.new_zeros(()))
         state["count"] += 1
@@ -443,12 +451,23 @@ def align_moments(
 
 
 def _moments(image: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """Center of mass (d,) mm and principal axes as columns (d, d) in the world."""
+    """Center of mass (d,) mm and principal axes as columns (d, d) in the world, from sums along the other axes."""
     require_on_grid(image, grid, "image")
     mass = (image - image.min()).sum(1)[0].double().cpu()
-    total = mass.sum().clamp(min=1e-12)
-    voxels = grid.coordinates(Axes.VOXEL, dtype=torch.float64)
-    mean = (mass[..., None] * voxels).flatten(0, -2).sum(0) / total
-    offset = grid.vectors(voxels - mean, to=Axes.WORLD, from_=Axes.VOXEL).flatten(0, -2)
-    covariance = (offset * mass.flatten()[:, None]).T @ offset / total
-    return apply_affine(grid.world_from_voxel, mean), torch.linalg.eigh(covariance)[1]
+    total, d = mass.sum().clamp(min=1e-12), grid.dim
+    lines = [torch.arange(n, dtype=torch.float64) for n in grid.shape]
+    mean = torch.stack([_seen_along(mass, (k,)) @ lines[k] for k in range(d)]) / total
+    covariance = torch.zeros(d, d, dtype=torch.float64)
+    for k in range(d):
+        for j in range(k, d):
+            off, other = lines[k] - mean[k], lines[j] - mean[j]
+            moment = _seen_along(mass, (k,)) @ off**2 if j == k else off @ _seen_along(mass, (k, j)) @ other
+            covariance[k, j] = covariance[j, k] = moment / total
+    to_world = grid.world_from_voxel[:-1, :-1]
+    return apply_affine(grid.world_from_voxel, mean), torch.linalg.eigh(to_world @ covariance @ to_world.T)[1]
+
+
+def _seen_along(mass: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """The sum over all other axes."""
+    others = [axis for axis in range(mass.ndim) if axis not in axes]
+    return mass.sum(others) if others else mass
