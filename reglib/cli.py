@@ -201,7 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     except TyperException as error:
         return _fail(error.format_message())
     except (Abort, KeyboardInterrupt):
-        return _fail("stopped; nothing was written.", status=130)
+        return _fail("stopped; files that were already written are whole.", status=130)
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         return _fail(str(error))
 

@@ -41,6 +41,10 @@ class Options:
     patience: int = 10
     progress: bool = True
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be from 0 (steps of one length) to 1; got {self.decay}.")
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -91,7 +95,8 @@ def register(
 
     Args:
         fixed: on `transform.grid`.   moving: on `moving_grid`, or on the same grid.
-        transform: the model to fit; it is not changed, the fitted copy is in the result.
+        transform: the model to fit; it is not changed, the fitted copy is in the result. Frozen linear maps at the head
+            of a Sequential are applied once, onto the fixed grid: what lies beyond it is then out of sight.
         similarity: called as (warped, fixed), with `mask=` (b, 1, *s) where masks or the field of view cut.
         regularizer: called as (field, spacing=mm) for each of `transform.deformations()`.
         levels: factors by which the grid is coarsened, in order; coarse levels find large motion at small cost.
@@ -109,7 +114,8 @@ def register(
     frozen, current = _split(transform)
     images, masks, source = (fixed, moving), (fixed_mask, moving_mask), moving_grid
     if frozen is not None:
-        images, masks = _warp_once(frozen, fixed, moving, fixed_mask, moving_mask, moving_grid)
+        mode: field.Mode = "cubic" if min(levels) <= 1 else "bilinear"
+        images, masks = _warp_once(frozen, fixed, moving, fixed_mask, moving_mask, moving_grid, mode)
         source = transform.grid
     history: list[dict[str, float]] = []
     with tqdm(total=sum(steps), desc="register", disable=not options.progress, leave=False) as bar:
@@ -134,10 +140,8 @@ def _split(transform: Transform) -> tuple[Sequential | None, Transform]:
         head += 1
     if head == 0:
         return None, transform
-    rest = parts[head:]
-    return Sequential(*(part.at(transform.grid) for part in parts[:head])), rest[0] if len(rest) == 1 else Sequential(
-        *rest
-    )
+    frozen = Sequential(*(part.at(transform.grid) for part in parts[:head]))
+    return frozen, parts[head] if head == len(parts) - 1 else Sequential(*parts[head:])
 
 
 def _is_trained(transform: Transform) -> bool:
@@ -152,21 +156,26 @@ def _warp_once(
     fixed_mask: Tensor | None,
     moving_mask: Tensor | None,
     moving_grid: Grid,
+    mode: field.Mode,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor | None, Tensor | None]]:
-    """The moving image and its mask on the fixed grid; where it was not seen, the mask says so."""
+    """The moving image and its mask on the fixed grid; where it was not seen, the mask says so.
+
+    A level of full resolution needs it read by cubic splines: it is read again there, and linear twice would blur.
+    """
     ddf = frozen.to(fixed.device).ddf().to(fixed.dtype)
     grids: field.Grids = {"moving_grid": moving_grid, "fixed_grid": frozen.grid}
     seen = field.valid_mask(ddf, **grids).to(fixed.dtype)
     if moving_mask is not None:
         seen = seen * field.warp(moving_mask.to(fixed.dtype), ddf, padding="zeros", **grids)
     whole = moving_mask is None and float(seen.mean()) >= WHOLE
-    return (fixed, field.warp(moving, ddf, **grids)), (fixed_mask, None if whole else seen)
+    warped = field.warp(moving, ddf, mode=mode, **grids).clamp_(float(moving.min()), float(moving.max()))
+    return (fixed, warped), (fixed_mask, None if whole else seen)
 
 
 def _mended(transform: Transform, grid: Grid) -> Transform:
     """Diffeomorphisms on the fixed grid, without the odd fold that interpolation left."""
     if isinstance(transform, Diffeomorphism):
-        transform.displacement.copy_(field.unfold(transform.displacement)[0])  # most of it where it is cheap
+        transform.displacement.copy_(field.unfold(transform.displacement)[0])  # most folds, where it is cheap
         fine = transform.at(grid)
         assert isinstance(fine, Diffeomorphism)
         fine.displacement.copy_(field.unfold(fine.displacement)[0])

@@ -1,6 +1,6 @@
 """From files to files: what `reglib register`, `warp`, `invert` and `evaluate` do, for scripts too.
 
-Everything is read and checked before any work; results are written only when all of them exist.
+Everything is read and checked before any work; a file is written whole or not at all.
 """
 
 from __future__ import annotations

@@ -529,6 +529,18 @@ def test_inverse_of_an_affine_field_is_the_inverse_affine():
     assert np.abs(found.ddf.numpy() - expected.numpy()).max(1)[covered].max() < 1e-3
 
 
+def test_magnitude_is_the_norm_and_has_no_slope_where_nothing_moves():
+    u = generic_field((5, 4))
+    u[:, :, 2] = 0
+    expected = np.linalg.norm(u.numpy(), axis=1, keepdims=True)
+    assert largest(field.magnitude(u), expected) < 1e-12
+    moving = u.clone().requires_grad_()
+    assert largest(field.magnitude(moving), expected) < 1e-12
+    field.magnitude(moving).sum().backward()
+    assert moving.grad.isfinite().all()
+    assert (moving.grad[:, :, 2] == 0).all()
+
+
 def test_half_steps_invert_a_steep_map_where_full_steps_fail():
     u = field.exponential(smooth_ddf((64, 60), largest=14.0, sigma=6.0))
     assert field.jacobian_determinant(u).min() > 0

@@ -346,6 +346,31 @@ def test_a_level_ends_early_when_nothing_improves():
     assert len(small_run(steps=(40, 30), options=Options(progress=False, tolerance=-math.inf)).history) == 70
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_steps_shrink_evenly_by_their_decay(decay):
+    """On a ramp the gradient is the same everywhere, so that the loss tells how long each step was."""
+    grid = Grid((64, 16))
+    ramp = (torch.arange(64.0)[:, None] * torch.ones(16))[None, None]
+    history = register(
+        ramp,
+        ramp,
+        Translation(grid),
+        similarity=lambda warped, fixed, mask=None: warped[:, :, 16:48].mean(),
+        levels=(1,),
+        steps=(20,),
+        options=Options(progress=False, decay=decay, tolerance=-math.inf),
+    ).history
+    lengths = -np.diff([record["loss"] for record in history])
+    np.testing.assert_allclose(lengths / lengths[0], 1 - decay * np.arange(19) / 20, atol=1e-3)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.5])
+def test_decay_is_a_share(decay):
+    with pytest.raises(ValueError, match="decay") as raised:
+        Options(decay=decay)
+    sentence(raised, "decay", str(decay))
+
+
 def test_the_best_state_of_a_level_is_kept():
     """A rate far too high: the loss jumps about, and the result is no worse than where it began."""
     wild = Options(progress=False, lr=20.0, tolerance=-math.inf)

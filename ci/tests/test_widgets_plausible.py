@@ -1,14 +1,13 @@
 """Views of regularizers: every state draws, and what is drawn is what the losses say."""
 
-import copy
 import math
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
+from viewing import draw_every_state, require_pure, start
 
 from reglib import losses, widgets
 from reglib.grid import Axes, Grid, GridMismatchError
@@ -76,42 +75,18 @@ def build(name):
 VIEWS = ("price_tag", "stencil_eye", "repair", "squeeze", "unfold", "grid_prices", "weight_dial")
 
 
-def start(controls):
-    return {name: control.value for name, control in controls.items()}
-
-
-def draw(figure):
-    drawing = FigureCanvasAgg(figure)
-    drawing.draw()
-    return np.asarray(drawing.buffer_rgba()).copy()
-
-
 def words(panel):
     return [text.get_text() for text in panel.texts]
 
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_every_state_of_every_control_draws_at_one_size(view):
-    render, controls = build(view)
-    sizes = set()
-    for name, control in controls.items():
-        for value in control.states():
-            figure = render(start(controls) | {name: value})
-            draw(figure)
-            sizes.add(tuple(figure.get_size_inches()))
-    assert len(sizes) == 1
+    assert len(draw_every_state(*build(view))) == 1
 
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_drawing_is_pure(view):
-    render, controls = build(view)
-    state = start(controls)
-    kept = copy.deepcopy(state)
-    first = draw(render(state))
-    for name, control in controls.items():
-        render(state | {name: control.states()[0]})
-    assert state == kept
-    np.testing.assert_array_equal(draw(render(state)), first)
+    require_pure(*build(view))
 
 
 def test_fields_must_be_on_the_grid(no_jaxtyping):

@@ -15,7 +15,8 @@ from ..grid import Axes, Grid, GridMismatchError, require_on_grid
 from .calculus import jacobian_determinant, magnitude
 from .sampling import check_ddf, warp, working_dtype
 
-LARGE, POLISH = 1 << 20, 8
+LARGE = 1 << 20  # voxels above which `inverse` starts from half the resolution
+POLISH = 8  # iterations that are then left for the full one
 
 
 class Inverse(NamedTuple):

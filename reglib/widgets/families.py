@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import plot
-from ..field import convert_ddf, jacobian_determinant, warp
-from ..grid import Axes, Grid, require_on_grid
+from ..field import jacobian_determinant, warp
+from ..grid import Axes, Grid
 from ..metrics import tre
 from ..plot import canvas
-from ..plot.planes import Plane, plane_of, signed
+from ..plot.planes import Plane, signed
 from ..transforms import (
     Affine,
     FreeFormDeformation,
@@ -37,6 +37,7 @@ from ..transforms import (
     Translation,
 )
 from .controls import Choice, Click, Control, Slider, Toggle
+from .paper import CHART_IN, chart_beside, draw_paper, length_mm, plane, ring
 from .views import Image, State, View
 
 Ddf = Float[Tensor, "1 2 *s"]
@@ -50,22 +51,10 @@ MATRICES: dict[str, type[Linear]] = {
 KERNELS = ("B-spline", "C2", "C4", "C6")
 KINDS = {"matrix": "o", "B-splines": "s", "kernels": "P", "voxels": "D", "flow": "^"}  # of families_on_truth: marks
 KIND_COLORS = {"matrix": canvas.FIXED_COLOR, "voxels": canvas.INK, "flow": canvas.MOVING_COLOR}
-GROUND = "#222222"  # under graph paper
-LINES = 10  # of the paper, along its longer side
-CHART_IN = 5.5  # room for a chart right of a picture, inches
 YES, NO = "#d7efe6", "#f6dfd5"  # of family_table
 
 
 # -- parts ------------------------------------------------------------------------------------------------------
-def _plane(grid: Grid, **tensors: Tensor) -> Plane:
-    """The one slice of a 2-D grid that holds all these tensors."""
-    if grid.dim != 2:
-        raise ValueError(f"families are drawn on a 2-D grid; got {grid.dim}-D {grid.shape}. Cut a slice first.")
-    for name, each in tensors.items():
-        require_on_grid(each, grid, name)
-    return plane_of(torch.zeros(1, 1, *grid.shape), grid)
-
-
 def _numbers(transform: Transform) -> int:
     """How many numbers describe a map, those given by `with_values` among them."""
     parts = [part for part in transform.modules() if isinstance(part, Transform)]
@@ -77,45 +66,13 @@ def _counted(count: int) -> str:
     return f"{count:,} numbers".replace(",", "\u2009")
 
 
-def _length_mm(ddf: Tensor, grid: Grid) -> Tensor:
-    """How far each voxel moves, (1, 1, *s) mm."""
-    return convert_ddf(ddf, grid, to=Axes.WORLD, from_=Axes.VOXEL).norm(dim=1, keepdim=True)
-
-
-def _paper(panel: Panel, at: Plane, ddf: Tensor, *, image: Tensor | None = None, truth: Tensor | None = None) -> None:
-    """Graph paper, over the image it reads or on a dark ground; dashed, where it should have come out."""
-    panel.set_facecolor(GROUND)
-    plot.draw_warped_grid(panel, at, ddf, image=image, lines=LINES)
-    if truth is not None:
-        canvas.lattice(panel, at.nodes(truth), truth=True, lines=LINES)
-        canvas.note(panel, "dashed: truth", right=True)
-
-
-def _chart(figure: Figure, panel: Panel, title: str, across: str, up: str) -> Panel:
-    """A chart in the room that CHART_IN keeps right of a panel."""
-    box, width = panel.get_position(), figure.get_size_inches()[0]
-    chart = figure.add_axes((box.x1 + 1.0 / width, box.y0, (CHART_IN - 1.15) / width, box.height))
-    chart.set_title(title, fontsize=canvas.TITLE_SIZE, color=canvas.INK, fontweight="bold")
-    chart.set_xlabel(across, fontsize=canvas.TEXT_SIZE, color=canvas.INK, labelpad=2)
-    chart.set_ylabel(up, fontsize=canvas.TEXT_SIZE, color=canvas.INK)
-    chart.tick_params(labelsize=canvas.TEXT_SIZE)
-    chart.spines[["top", "right"]].set_visible(False)
-    return chart
-
-
-def _here(chart: Panel, x: float, y: float) -> None:
-    """A ring around the present state's point on a chart."""
-    look: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": canvas.INK, "markeredgewidth": 3.0}
-    chart.plot([x], [y], "o", markersize=18, zorder=6, clip_on=False, **look)
-
-
 # -- matrices ---------------------------------------------------------------------------------------------------
 def family_dials(image: Image, grid: Grid) -> View:
     """One slider for each number of the linear families; the sliders that a family does not have do nothing.
 
     Left the warped image, right the paper over the moving image, where each of its points is read.
     """
-    at, shown = _plane(grid, image=image), plot.window(image)
+    at, shown = plane(grid, image=image), plot.window(image)
     reach = float(round(min(grid.extent) / 4))
     move, factor = partial(Slider, -reach, reach, 0.0, step=0.5, unit="mm"), partial(Slider, 0.6, 1.6, 1.0, step=0.02)
     controls: dict[str, Control] = {
@@ -142,7 +99,7 @@ def family_dials(image: Image, grid: Grid) -> View:
         paper = canvas.slot(at, f"{family}: {_numbers(MATRICES[family](grid))} numbers")
         figure, (left, right) = canvas.panels([[canvas.slot(at, "warped", color=canvas.WARPED_COLOR), paper]])
         canvas.gray(left, at, at.cut(warp(image, ddf, padding="zeros")), shown)
-        _paper(right, at, ddf, image=image)
+        draw_paper(right, at, ddf, image=image)
         return figure
 
     return render, controls
@@ -156,7 +113,7 @@ def _with_numbers(model: Linear, values: Mapping[str, Sequence[float]]) -> Trans
 
 def map_gallery(image: Image, maps: Mapping[str, Transform], grid: Grid, *, columns: int = 5) -> Figure:
     """What each of several maps makes of one image, titled with its name and how many numbers it has."""
-    at, shown = _plane(grid, image=image), plot.window(image)
+    at, shown = plane(grid, image=image), plot.window(image)
     slots = [canvas.Slot(at.extent, f"{name}: {_numbers(each)}") for name, each in maps.items()]
     figure, panels = canvas.panels([slots[k : k + columns] for k in range(0, len(slots), columns)])
     for panel, each in zip(panels, maps.values(), strict=True):
@@ -166,7 +123,7 @@ def map_gallery(image: Image, maps: Mapping[str, Transform], grid: Grid, *, colu
 
 def two_orders(image: Image, grid: Grid) -> View:
     """A stretch along x and a turn, in both orders, as paper over the image; titled with the angle of its corners."""
-    at = _plane(grid, image=image)
+    at = plane(grid, image=image)
 
     def render(state: State) -> Figure:
         turn = _with_numbers(Rigid(grid), {"translation_mm": [0, 0], "angle_rad": [math.radians(state["turn_deg"])]})
@@ -178,9 +135,9 @@ def two_orders(image: Image, grid: Grid) -> View:
         slots = [canvas.slot(at, f"{name}: {_corner_deg(ddf, grid):.0f}°") for name, ddf in ddfs.items()]
         figure, panels = canvas.panels([slots])
         for panel, ddf in zip(panels, ddfs.values(), strict=True):
-            _paper(panel, at, ddf, image=image)
+            draw_paper(panel, at, ddf, image=image)
         first, second = ddfs.values()
-        apart = float(_length_mm(first - second, grid).mean())
+        apart = float(length_mm(first - second, grid).mean())
         canvas.note(panels[1], f"{apart:.1f} mm apart", right=True)
         return figure
 
@@ -202,7 +159,7 @@ def _corner_deg(ddf: Tensor, grid: Grid) -> float:
 
 def turn_about(image: Image, grid: Grid) -> View:
     """Turn about a clicked center: the paper over the image, how far its middle goes, and the warped image."""
-    at, shown = _plane(grid, image=image), plot.window(image)
+    at, shown = plane(grid, image=image), plot.window(image)
     middle = [(n - 1) / 2 for n in grid.shape]
     x, y = at.frame.mm(middle)
     across, up = (math.floor(line[-1] - start) for line, start in zip(at.centers, (x, y), strict=True))  # mm
@@ -218,7 +175,7 @@ def turn_about(image: Image, grid: Grid) -> View:
         slots = [canvas.slot(at, f"the middle moves {np.hypot(*moved):.1f} mm")]
         slots.append(canvas.slot(at, "warped", color=canvas.WARPED_COLOR))
         figure, (left, right) = canvas.panels([slots])
-        _paper(left, at, ddf, image=image)
+        draw_paper(left, at, ddf, image=image)
         canvas.gray(right, at, at.cut(warp(image, ddf, padding="zeros")), shown)
         if np.hypot(*moved) > 0.5:
             canvas.arrow(left, at.frame.mm(middle), moved.tolist())
@@ -232,7 +189,7 @@ def turn_about(image: Image, grid: Grid) -> View:
 
 def bounded_turn(image: Image, grid: Grid) -> View:
     """A rotation whose angle has a limit: the parameter may be anything, what the matrix uses stays within."""
-    at, shown = _plane(grid, image=image), plot.window(image)
+    at, shown = plane(grid, image=image), plot.window(image)
     asked = np.linspace(-180, 180, 181)
 
     def render(state: State) -> Figure:
@@ -244,12 +201,12 @@ def bounded_turn(image: Image, grid: Grid) -> View:
         title = f"asked {signed(parameter)}°, used {signed(used)}°"
         figure, (panel,) = canvas.panels([[canvas.slot(at, "warped", color=canvas.WARPED_COLOR, right=CHART_IN)]])
         canvas.gray(panel, at, at.cut(warp(image, model.ddf().detach(), padding="zeros")), shown)
-        chart = _chart(figure, panel, title, "parameter [deg]", "angle used [deg]")
+        chart = chart_beside(figure, panel, title, "parameter [deg]", "angle used [deg]")
         chart.axhspan(-limit, limit, color="#dfe6ee", zorder=0)
         chart.plot(asked, asked, color="#888888", linewidth=1.5, linestyle=":")
         chart.plot(asked, limit * np.tanh(asked / limit), color=canvas.WARPED_COLOR, linewidth=3)
         chart.set(xlim=(-180, 180), ylim=(-90, 90), xticks=(-90, 0, 90), yticks=(-90, -45, 0, 45, 90))
-        _here(chart, parameter, used)
+        ring(chart, parameter, used)
         return figure
 
     angle = partial(Slider, step=1.0, unit="deg")
@@ -262,7 +219,7 @@ def one_control_point(grid: Grid, *, push_mm: float = 8.0) -> View:
 
     The reach of a B-spline is two spacings, that of a kernel its radius in spacings.
     """
-    at = _plane(grid)
+    at = plane(grid)
     longest = max(grid.extent)
 
     def render(state: State) -> Figure:
@@ -270,9 +227,9 @@ def one_control_point(grid: Grid, *, push_mm: float = 8.0) -> View:
         ddf, place = _one_push(grid, state["kernel"], spacing, state["radius"], push_mm)
         reach = spacing * (2.0 if state["kernel"] == "B-spline" else state["radius"])
         figure, (panel,) = canvas.panels([[canvas.slot(at, f"{state['kernel']}, {spacing:g} mm", right=CHART_IN)]])
-        _paper(panel, at, ddf)
+        draw_paper(panel, at, ddf)
         _ball(panel, at.frame.mm(place), reach, square=state["kernel"] == "B-spline")
-        chart = _chart(figure, panel, f"reaches {reach:.0f} mm", "from the point [mm]", "push [mm]")
+        chart = chart_beside(figure, panel, f"reaches {reach:.0f} mm", "from the point [mm]", "push [mm]")
         row = at.vectors(ddf)[0, round(place[at.axes[1]])]
         away = at.centers[0] - at.frame.mm(place)[0]
         chart.axvspan(-reach, reach, color="#dfe6ee", zorder=0)
@@ -316,17 +273,17 @@ def _ball(panel: Panel, center: Sequence[float], reach: float, *, square: bool) 
 
 def control_spacing(truth: Ddf, grid: Grid, *, low_mm: float = 5.0, high_mm: float = 40.0) -> View:
     """A free-form deformation fitted to a known field at each spacing of control points, and what it misses."""
-    at = _plane(grid, truth=truth)
-    largest = float(_length_mm(truth, grid).max())
+    at = plane(grid, truth=truth)
+    largest = float(length_mm(truth, grid).max())
 
     def render(state: State) -> Figure:
         model = FreeFormDeformation(grid, control_spacing_mm=state["spacing_mm"])
         ddf = model.fit(truth).ddf().detach()
-        missed = _length_mm(ddf - truth, grid)
+        missed = length_mm(ddf - truth, grid)
         slots = [canvas.slot(at, _counted(_numbers(model)))]
         slots.append(canvas.slot(at, f"off by {float(missed.mean()):.2f} mm", right=canvas.BAR_IN))
         figure, (left, right) = canvas.panels([slots])
-        _paper(left, at, ddf, truth=truth)
+        draw_paper(left, at, ddf, truth=truth)
         canvas.color_bar(right, canvas.amounts(right, at, at.cut(missed), largest / 2), "missed [mm]")
         dots = _control_points_mm(model, at)
         right.plot(*dots, "o", color=canvas.MARK_COLOR, markeredgecolor="black", markersize=6, zorder=5)
@@ -385,7 +342,7 @@ def families_on_truth(fits: Mapping[str, Mapping[str, Fitted]], truth: Ddf, grid
 
     Args: fits: of each field that was given, for example "exact" and "noisy", the results of `fit_families`.
     """
-    at = _plane(grid, truth=truth)
+    at = plane(grid, truth=truth)
     names = list(next(iter(fits.values())))
     if any(list(each) != names for each in fits.values()):
         raise ValueError(f"every field must be fitted by the same families, here {', '.join(names)}.")
@@ -395,15 +352,15 @@ def families_on_truth(fits: Mapping[str, Mapping[str, Fitted]], truth: Ddf, grid
         found = fits[state["given"]]
         one = found[state["family"]]
         figure, (panel,) = canvas.panels([[canvas.slot(at, state["family"], right=CHART_IN)]])
-        _paper(panel, at, one.ddf.to(truth), truth=truth)
+        draw_paper(panel, at, one.ddf.to(truth), truth=truth)
         title = f"{one.error_mm:.2f} mm, {_counted(one.numbers)}"
-        chart = _chart(figure, panel, title, "numbers in the family", "TRE [mm]")
+        chart = chart_beside(figure, panel, title, "numbers in the family", "TRE [mm]")
         for kind, mark in KINDS.items():
             some = [f for f in found.values() if f.kind == kind]
             look: dict[str, Any] = {"color": KIND_COLORS.get(kind, canvas.WARPED_COLOR), "label": kind}
             look |= {"markersize": 11, "markeredgecolor": "white"}
             chart.plot([f.numbers for f in some], [f.error_mm for f in some], mark, zorder=4, **look)
-        _here(chart, one.numbers, max(one.error_mm, lowest))
+        ring(chart, one.numbers, max(one.error_mm, lowest))
         most = max(f.numbers for f in found.values())
         chart.set(xscale="log", yscale="log", xlim=(1.3, 4 * most), ylim=(0.6 * lowest, 30))
         chart.set_xticks([10**k for k in range(1, 6) if 10**k < 4 * most])
@@ -423,7 +380,7 @@ def in_a_row(image: Image, bend: Transform, grid: Grid) -> View:
 
     Titled with how far each is, on average, from where the two maps take a point one after the other, mm.
     """
-    at, shown = _plane(grid, image=image), plot.window(image)
+    at, shown = plane(grid, image=image), plot.window(image)
     voxels = grid.coordinates(dtype=torch.float64).flatten(0, -2)[None]
     places = grid.points(voxels, to=Axes.WORLD, from_=Axes.VOXEL)
 
@@ -453,7 +410,7 @@ def there_and_back(maps: Mapping[str, Callable[[float], Transform]], grid: Grid,
 
     Args: maps: from a strength, 1 is as given, to a map.
     """
-    at = _plane(grid)
+    at = plane(grid)
     step_mm = sum(grid.spacing) / grid.dim
 
     @lru_cache(maxsize=64)
@@ -470,7 +427,7 @@ def there_and_back(maps: Mapping[str, Callable[[float], Transform]], grid: Grid,
         words = f"left over: up to {largest:.1g} mm" if largest < 1 else f"left over: up to {largest:.0f} mm"
         slots.append(canvas.slot(at, words, right=canvas.BAR_IN))
         figure, (left, right) = canvas.panels([slots])
-        _paper(left, at, ddf)
+        draw_paper(left, at, ddf)
         canvas.color_bar(right, canvas.amounts(right, at, at.cut(left_mm), 2.0), "left over [mm]")
         return figure
 

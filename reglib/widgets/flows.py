@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +18,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .. import filters, plot
+from .. import filters
 from ..field import (
     compose,
     compose_velocities,
-    convert_ddf,
     exponential,
     inverse,
     jacobian_determinant,
@@ -30,10 +29,11 @@ from ..field import (
     sample,
     warp_points,
 )
-from ..grid import Axes, Grid, apply_affine, require_on_grid
+from ..grid import Axes, Grid, apply_affine
 from ..plot import canvas
-from ..plot.planes import Plane, plane_of, signed
+from ..plot.planes import Plane, signed
 from .controls import Choice, Slider
+from .paper import CHART_IN, GROUND, LINES, chart_beside, draw_paper, length_mm, plane, ring
 from .views import State, View
 
 Field = Float[Tensor, "1 d *s"]
@@ -41,23 +41,6 @@ Points = Float[Tensor, "k d"]
 Start = Literal["euler", "midpoint"]
 STARTS: tuple[Start, ...] = ("euler", "midpoint")
 ORDERS = {1: "v + w", 2: "and a bracket", 3: "and its brackets"}  # of compose_velocities
-GROUND = "#222222"  # under graph paper
-LINES = 10  # of the paper, along its longer side
-CHART_IN = 5.3  # room for a chart right of a picture, inches
-
-
-def _plane(grid: Grid, **fields: Tensor) -> Plane:
-    """The one slice of a 2-D grid that holds all these fields."""
-    if grid.dim != 2:
-        raise ValueError(f"flows are drawn on a 2-D grid; got {grid.dim}-D {grid.shape}. Cut a slice first.")
-    for name, each in fields.items():
-        require_on_grid(each, grid, name)
-    return plane_of(torch.zeros(1, 1, *grid.shape), grid)
-
-
-def _length_mm(ddf: Tensor, grid: Grid) -> Tensor:
-    """How far each voxel moves, (1, 1, *s) mm."""
-    return convert_ddf(ddf, grid, to=Axes.WORLD, from_=Axes.VOXEL).norm(dim=1, keepdim=True)
 
 
 def _folds(ddf: Tensor) -> int:
@@ -71,11 +54,6 @@ def _folding(at: Plane, name: str, ddf: Tensor, *, right: float = canvas.EDGE_IN
     return canvas.slot(at, f"{name}: {count} folded" if count else f"{name}: no fold", color=color, right=right)
 
 
-def _paper(panel: Panel, at: Plane, ddf: Tensor) -> None:
-    panel.set_facecolor(GROUND)
-    plot.draw_warped_grid(panel, at, ddf, lines=LINES)
-
-
 def _arrows(panel: Panel, at: Plane, velocity: Tensor, *, count: int = 16) -> None:
     """A velocity as arrows on a dark ground, true to scale for a third of the unit time."""
     panel.set_facecolor(GROUND)
@@ -85,35 +63,17 @@ def _arrows(panel: Panel, at: Plane, velocity: Tensor, *, count: int = 16) -> No
     canvas.arrows(panel, at.nodes()[:, *picked].reshape(2, -1), moves / 3, lengths, largest=float(lengths.max()) or 1.0)
 
 
-def _chart(figure: Figure, panel: Panel, title: str, across: str, up: str) -> Panel:
-    """A chart in the room that CHART_IN keeps right of a panel."""
-    box, width = panel.get_position(), figure.get_size_inches()[0]
-    chart = figure.add_axes((box.x1 + 0.95 / width, box.y0, (CHART_IN - 1.1) / width, box.height))
-    chart.set_title(title, fontsize=canvas.TITLE_SIZE, color=canvas.INK, fontweight="bold")
-    chart.set_xlabel(across, fontsize=canvas.TEXT_SIZE, color=canvas.INK)
-    chart.set_ylabel(up, fontsize=canvas.TEXT_SIZE, color=canvas.INK)
-    chart.tick_params(labelsize=canvas.TEXT_SIZE)
-    chart.spines[["top", "right"]].set_visible(False)
-    return chart
-
-
-def _here(chart: Panel, x: float, y: float) -> None:
-    """A ring around the present state's point on a chart."""
-    look: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": canvas.WARPED_COLOR, "markeredgewidth": 3.5}
-    chart.plot([x], [y], "o", markersize=16, zorder=5, **look)
-
-
 # -- from arrows to flows --------------------------------------------------------------------------------------
 def added_or_flowed(velocity: Field, grid: Grid, *, most: float = 1.5) -> View:
     """One arrow a voxel, used in two ways: added once, p + v[p], and followed for unit time, `exponential`."""
-    at = _plane(grid, velocity=velocity)
+    at = plane(grid, velocity=velocity)
 
     def render(state: State) -> Figure:
         arrows = velocity * state["strength"]
         maps = {"jumped": arrows, "drifted": exponential(arrows)}
         figure, axes = canvas.panels([[_folding(at, name, ddf) for name, ddf in maps.items()]])
         for panel, ddf in zip(axes, maps.values(), strict=True):
-            _paper(panel, at, ddf)
+            draw_paper(panel, at, ddf)
         return figure
 
     return render, {"strength": Slider(0.0, most, most / 3, step=0.05)}
@@ -124,7 +84,7 @@ def walk_along(velocity: Field, grid: Grid, starts: Points) -> View:
 
     Args: starts: where points set out, world mm.
     """
-    at = _plane(grid, velocity=velocity)
+    at = plane(grid, velocity=velocity)
     points = grid.points(starts.to(velocity), to=Axes.VOXEL, from_=Axes.WORLD).unsqueeze(0)  # (1, k, 2)
 
     def render(state: State) -> Figure:
@@ -137,7 +97,7 @@ def walk_along(velocity: Field, grid: Grid, starts: Points) -> View:
         _arrows(left, at, velocity)
         _draw_paths(left, at, _path(velocity, points, _steps(64, state["time"]), halfway=True), truth=True)
         _draw_paths(left, at, _path(velocity, points, steps))
-        _paper(right, at, ddf)
+        draw_paper(right, at, ddf)
         return figure
 
     return render, {"time": Slider(0.0, 1.0, 1.0, step=0.05), "steps": Choice((1, 2, 4, 16), 1)}
@@ -172,7 +132,7 @@ def squaring_race(velocity: Field, grid: Grid, starts: Points, ends: Points, *, 
 
     Args: starts, ends: world mm; where points set out and where the flow really takes them.
     """
-    at = _plane(grid, velocity=velocity)
+    at = plane(grid, velocity=velocity)
     if starts.shape != ends.shape:
         raise ValueError(f"starts and ends must be pairs; got {tuple(starts.shape)} and {tuple(ends.shape)}.")
     here, there = (grid.points(x.double(), to=Axes.VOXEL, from_=Axes.WORLD).unsqueeze(0) for x in (starts, ends))
@@ -183,15 +143,15 @@ def squaring_race(velocity: Field, grid: Grid, starts: Points, ends: Points, *, 
         key = state["start"], state["squarings"]
         slot = _folding(at, f"{key[0]}, {2 ** key[1]} step{'s' if key[1] else ''}", ddfs[key], right=CHART_IN)
         figure, (panel,) = canvas.panels([[slot]])
-        _paper(panel, at, ddfs[key])
-        chart = _chart(figure, panel, f"off by {off[key]:.2f} voxels", "squarings", "mean error [voxels]")
+        draw_paper(panel, at, ddfs[key])
+        chart = chart_beside(figure, panel, f"off by {off[key]:.2f} voxels", "squarings", "mean error [voxels]")
         for start, look, place, side in zip(STARTS, ("--", "-"), (1.3, 1.9), (1.3, 0.75), strict=True):
             errors = [off[start, n] for n in range(most + 1)]
             chart.plot(errors, look, color=canvas.INK, linewidth=2.2)
             chart.text(place, errors[1] * side, start, size=canvas.TEXT_SIZE, color=canvas.INK, va="center")
             folded = [n for n in range(most + 1) if _folds(ddfs[start, n])]
             chart.plot(folded, [errors[n] for n in folded], "s", color=canvas.FOLD_COLOR, markersize=9, zorder=4)
-        _here(chart, key[1], off[key])
+        ring(chart, key[1], off[key])
         chart.set_yscale("log")
         chart.set_xticks(range(most + 1))
         return figure
@@ -202,17 +162,17 @@ def squaring_race(velocity: Field, grid: Grid, starts: Points, ends: Points, *, 
 # -- and back --------------------------------------------------------------------------------------------------
 def inverse_steps(maps: Mapping[str, Field], grid: Grid, *, most: int = 20) -> View:
     """The fixed point iteration of `inverse`, stopped after so many rounds: there and back again, and what is left."""
-    at = _plane(grid, **maps)
+    at = plane(grid, **maps)
 
     def render(state: State) -> Figure:
         ddf = maps[state["map"]]
         guess = inverse(ddf, iterations=state["rounds"], tolerance=0.0, step=1.0).ddf
         both = compose(ddf, guess)
-        left, first = (_length_mm(x, grid) for x in (both, compose(ddf, -ddf)))
+        left, first = (length_mm(x, grid) for x in (both, compose(ddf, -ddf)))
         titles = "back, then there", f"left over: {float(left.mean()):.2f} mm"
         slots = [canvas.slot(at, titles[0]), canvas.slot(at, titles[1], right=canvas.BAR_IN)]
         figure, axes = canvas.panels([slots])
-        _paper(axes[0], at, both)
+        draw_paper(axes[0], at, both)
         drawn = canvas.amounts(axes[1], at, at.cut(left), float(first.max()))
         canvas.color_bar(axes[1], drawn, "left over [mm]")
         canvas.note(axes[1], f"largest {float(left.max()):.1f} mm", right=True)
@@ -228,16 +188,16 @@ def logarithm_test(family: Callable[[float], Field], grid: Grid, turn: Slider) -
         family: from an angle in degrees to a ddf.
         turn: the slider that chooses the angle.
     """
-    at = _plane(grid, ddf=family(turn.value))
+    at = plane(grid, ddf=family(turn.value))
 
     def render(state: State) -> Figure:
         ddf = family(state["turn_deg"])
         velocity = logarithm(ddf)
         flow = exponential(velocity)
-        off = f"its flow, off by up to {float(_length_mm(flow - ddf, grid).max()):.1f} mm"
+        off = f"its flow, off by up to {float(length_mm(flow - ddf, grid).max()):.1f} mm"
         figure, (left, right) = canvas.panels([[canvas.slot(at, "log u"), canvas.slot(at, off)]])
         _arrows(left, at, velocity, count=20)
-        _paper(right, at, flow)
+        draw_paper(right, at, flow)
         canvas.lattice(right, at.nodes(ddf), truth=True, lines=LINES)
         canvas.note(right, "dashed: u", right=True)
         return figure
@@ -296,14 +256,14 @@ def velocities_in_a_row(v: Field, w: Field, grid: Grid) -> View:
 
     The slider `unlike` leads from v itself, with which v commutes, in the place of w, to w.
     """
-    at = _plane(grid, v=v, w=w)
+    at = plane(grid, v=v, w=w)
     shares = [k / 5 for k in range(6)]
 
     @lru_cache(maxsize=128)
     def off(share: float, order: int) -> Tensor:
         second = (1 - share) * v + share * w
         both = compose(exponential(v), exponential(second))
-        return _length_mm(exponential(compose_velocities(v, second, order=order)) - both, grid)
+        return length_mm(exponential(compose_velocities(v, second, order=order)) - both, grid)
 
     largest = float(off(1.0, 1).max())
 
@@ -313,14 +273,14 @@ def velocities_in_a_row(v: Field, w: Field, grid: Grid) -> View:
         figure, (panel,) = canvas.panels([[canvas.slot(at, f"order {order}: {ORDERS[order]}", right=CHART_IN + 0.9)]])
         drawn = canvas.amounts(panel, at, at.cut(error), largest)
         canvas.color_bar(panel, drawn, "error [mm]")
-        chart = _chart(figure, panel, f"error {float(error.mean()):.2f} mm", "how unlike", "mean error [mm]")
+        chart = chart_beside(figure, panel, f"error {float(error.mean()):.2f} mm", "how unlike", "mean error [mm]")
         box, width = chart.get_position(), figure.get_size_inches()[0]
         chart.set_position((box.x0 + 1.0 / width, box.y0, box.width - 0.1 / width, box.height))
         for k, look in zip(ORDERS, (":", "--", "-"), strict=True):
             errors = [float(off(s, k).mean()) for s in shares]
             chart.plot(shares, errors, look, color=canvas.INK, linewidth=2.2, label=f"order {k}")
         chart.legend(fontsize=canvas.TEXT_SIZE, frameon=False, loc="upper left")
-        _here(chart, share, float(error.mean()))
+        ring(chart, share, float(error.mean()))
         return figure
 
     return render, {"unlike": Slider(0.0, 1.0, 1.0, step=0.1), "order": Choice(tuple(ORDERS), 1)}
@@ -332,18 +292,18 @@ def half_resolution(velocity: Field, grid: Grid) -> View:
 
     Dashed: the flow on the whole grid.
     """
-    at = _plane(grid, velocity=velocity)
+    at = plane(grid, velocity=velocity)
     half = [(n + 1) // 2 for n in grid.shape]
 
     def render(state: State) -> Figure:
         arrows, down = velocity * state["strength"], state["factor_down"]
         small = exponential(filters.resize(arrows, half) * down)
         found, truth = filters.resize(small, grid.shape) / down, exponential(arrows)
-        off = _length_mm(found - truth, grid)
+        off = length_mm(found - truth, grid)
         slots = [_folding(at, f"×{down:g}, then ×{1 / down:g}", found)]
         slots.append(canvas.slot(at, f"off by {float(off.mean()):.2f} mm", right=canvas.BAR_IN))
         figure, (left, right) = canvas.panels([slots])
-        _paper(left, at, found)
+        draw_paper(left, at, found)
         canvas.lattice(left, at.nodes(truth), truth=True, lines=LINES)
         canvas.color_bar(right, canvas.amounts(right, at, at.cut(off), 8.0), "error [mm]")
         return figure
