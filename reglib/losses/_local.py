@@ -107,6 +107,18 @@ def lncc_loss(
     return loss.to(kind)
 
 
+def _prepare(
+    fixed: Tensor, *, mask: Tensor | None = None, window: WindowLike = 9, **given: Any
+) -> dict[str, LocalSums]:
+    """What `lncc_loss` takes in a loop over one fixed image; nothing where a keyword already moves the weights."""
+    if given.get("warped_mask") is not None or given.get("fixed_sums") is not None:
+        return {}
+    return {"fixed_sums": lncc_sums(fixed, window, mask=mask)}
+
+
+vars(lncc_loss)["prepare"] = _prepare  # `optimize.register` asks any similarity for it, once a level
+
+
 class _Lncc(torch.autograd.Function):
     """The loss, and in the same pass its gradient: one volume is kept for the backward instead of a dozen."""
 

@@ -60,6 +60,8 @@ class Sequential(Combined):
         for transform in reversed(earlier):
             if isinstance(transform, Dense) and transform.grid == grid:
                 total = field.compose(*_of_one_batch(transform.ddf(grid), total))
+            elif isinstance(transform, Linear):
+                total = _after(transform.matrix(), total, grid)
             else:  # exact, and right where `total` leads beyond `grid`
                 voxels = grid.coordinates(device=total.device, dtype=total.dtype).flatten(0, -2)
                 reached = voxels + total.flatten(2).movedim(1, -1)  # (b, n, d)
@@ -75,6 +77,13 @@ class Sequential(Combined):
 
     def _inverted(self) -> Sequential:
         return Sequential(*[transform._inverted() for transform in reversed(list(self))])
+
+
+def _after(matrix: Tensor, ddf: Tensor, grid: Grid) -> Tensor:
+    """The field of a ddf followed by a world matrix:  A (p + u) + t - p  in voxels of the grid."""
+    linear = (grid.voxel_from_world.to(matrix) @ matrix @ grid.world_from_voxel.to(matrix))[:-1, :-1].to(ddf)
+    moved = (linear @ ddf.flatten(2)).reshape(ddf.shape)
+    return moved + field.affine_ddf(matrix, grid, dtype=ddf.dtype).to(ddf.device)
 
 
 class MultiLevel(Combined):
