@@ -279,8 +279,11 @@ def resize(image: Float[Tensor, "b c *s"], shape: Sequence[int]) -> Float[Tensor
 
 def downsample(image: Float[Tensor, "b c *s"], shape: Sequence[int]) -> Float[Tensor, "b c *t"]:
     """Smooth against aliasing (sigma half the ratio of steps, in voxels), then `resize`. Fits `Grid.downsample`."""
-    steps = [(n - 1) / max(m - 1, 1) for n, m in zip(image.shape[2:], shape, strict=True)]
-    return resize(gaussian(image, sigma=[step / 2 if step > 1 else 0.0 for step in steps]), shape)
+    if len(shape) != image.ndim - 2:
+        raise ValueError(f"shape must have {image.ndim - 2} sizes, one a spatial axis; got {tuple(shape)}.")
+    return separable(
+        image, [downsample_matrix(m, n) if m != n else None for n, m in zip(image.shape[2:], shape, strict=True)]
+    )
 
 
 def gaussian_pyramid(image: Float[Tensor, "b c *s"], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -330,6 +333,14 @@ def linear_matrix(m: int, n: int) -> Tensor:
     else:
         position = torch.arange(m, dtype=torch.float64) * ((n - 1) / (m - 1))
     return (1 - (position[:, None] - torch.arange(n, dtype=torch.float64)).abs()).clamp(min=0)
+
+
+@lru_cache(maxsize=128)
+def downsample_matrix(m: int, n: int) -> Tensor:
+    """(m, n) gaussian smoothing and linear interpolation in one, so that only what is kept is computed."""
+    step = (n - 1) / max(m - 1, 1)
+    linear = linear_matrix(m, n)
+    return linear @ gaussian_matrix(n, step / 2) if step > 1 else linear
 
 
 def cubic_weight(x: Tensor) -> Tensor:

@@ -288,6 +288,7 @@ def evaluate_pair(
     moving_points: Float[Tensor, "1 k d"] | None = None,
     mask: Shaped[Tensor, "1 1 *s"] | None = None,
     similarity: Callable[..., Tensor] | None = None,
+    warped: Float[Tensor, "1 c *s"] | None = None,
 ) -> dict[str, Any]:
     """All that can be said of one registration, before (headers alone) and after; the keys of metrics.json.
 
@@ -298,6 +299,7 @@ def evaluate_pair(
         mask: where to measure similarity and Jacobian; default where the moving image reaches for the one, where
             fixed > 0 for the other.
         similarity: called as (warped, fixed, mask=); default `correlation`, higher is better.
+        warped: the moving image under the ddf, if you have it already.
 
     Returns:
         similarity_before/after, folding_fraction, std_log_jacobian; with labels dice_before/after (mean over those in
@@ -312,7 +314,8 @@ def evaluate_pair(
     maps = {"before": torch.zeros_like(ddf), "after": ddf}
     result: dict[str, Any] = {}
     for when, each in maps.items():
-        result[f"similarity_{when}"] = _similarity(fixed, moving, each, mask, similarity, grids)
+        known = warped if when == "after" else None
+        result[f"similarity_{when}"] = _similarity(fixed, moving, each, mask, similarity, grids, known)
     inside = mask if mask is not None else (fixed > 0).any(dim=1, keepdim=True)
     statistics = jacobian_statistics(ddf, mask=inside if bool((inside > 0).any()) else None)
     result |= {key: statistics[key] for key in ("folding_fraction", "std_log_jacobian")}
@@ -352,8 +355,10 @@ def _similarity(
     mask: Tensor | None,
     similarity: Callable[..., Tensor] | None,
     grids: Mapping[str, Any],
+    warped: Tensor | None,
 ) -> float:
-    warped = field.warp(moving, ddf, **grids)
+    if warped is None:
+        warped = field.warp(moving, ddf, **grids)
     inside = field.valid_mask(ddf, **grids)
     if mask is not None:
         inside = inside & (mask > 0)
@@ -367,14 +372,21 @@ def correlation(
     a: Float[Tensor, "1 c *s"], b: Float[Tensor, "1 c *s"], *, mask: Shaped[Tensor, "1 1 *s"] | None = None
 ) -> float:
     """Correlation coefficient of two images over the mask, -1 to 1; NaN if one is constant there."""
-    inside = torch.ones_like(a[:, :1], dtype=torch.bool) if mask is None else mask > 0
-    inside = inside.expand_as(a)
-    x, y = a[inside].double(), b[inside].double()
-    if not len(x):
+    weight = torch.ones_like(a[:, :1]) if mask is None else (mask > 0).to(a.dtype)
+    count = float(weight.sum(dtype=torch.float64)) * a.shape[1]
+    if not count:
         return math.nan
-    x, y = x - x.mean(), y - y.mean()
-    power = float(x.square().sum() * y.square().sum())
-    return float((x * y).sum()) / math.sqrt(power) if power > 0 else math.nan
+    (x, x_power), (y, y_power) = (_centered(z, weight, count) for z in (a, b))
+    product = float((x * y).sum(dtype=torch.float64))
+    return product / math.sqrt(x_power * y_power) if min(x_power, y_power) > 0 else math.nan
+
+
+def _centered(image: Tensor, weight: Tensor, count: float) -> tuple[Tensor, float]:
+    """The image less its mean, 0 outside, and its sum of squares, 0 if that is rounding alone."""
+    mean = float((image * weight).sum(dtype=torch.float64)) / count
+    rest = (image - mean).mul_(weight)
+    power = float(rest.square().sum(dtype=torch.float64))
+    return rest, power if power > count * (4 * torch.finfo(image.dtype).eps * mean) ** 2 else 0.0
 
 
 def _label_results(

@@ -11,7 +11,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
@@ -134,9 +134,13 @@ def register_case(case: Case, settings: Settings, out: Path, *, device: torch.de
     io.require_writable(out)
     case = case.to(device)
     result = register_pair(case, settings)
-    measured = _measure(case, result.ddf)
-    _write_map(case, result, out)
-    _write_picture(case, result, out)
+    warped = _in_own_intensities(result, case)
+    with ThreadPoolExecutor(max_workers=1) as writer:  # compresses on one core while another computes what is next
+        jobs = _write_map(case, result, warped, out, writer)
+        _write_picture(case, result.ddf, warped, out)
+        measured = _measure(case, result.ddf, warped=warped)
+        for job in jobs:
+            job.result()  # raises what went wrong
     summary = {"seconds": time.perf_counter() - start, "peak_mb": peak_mb(), **measured}
     io.save_json(out / "metrics.json", summary)
     io.save_json(out / "provenance.json", provenance(case.files))
@@ -249,7 +253,7 @@ def _unit_range(image: Tensor) -> Tensor:
     return (image - low) / (high - low)
 
 
-def _measure(case: Case, ddf: Tensor) -> dict[str, Any]:
+def _measure(case: Case, ddf: Tensor, *, warped: Tensor | None = None) -> dict[str, Any]:
     return metrics.evaluate_pair(
         case.fixed,
         case.moving,
@@ -261,29 +265,36 @@ def _measure(case: Case, ddf: Tensor) -> dict[str, Any]:
         fixed_points=case.fixed_points,
         moving_points=case.moving_points,
         mask=case.fixed_mask,
+        warped=warped,
     )
 
 
 # -- write --------------------------------------------------------------------------------------------------------
-def _write_map(case: Case, result: Registration, out: Path) -> None:
-    """Everything that follows from the map; files are compressed on one core while another computes the next."""
-    grids = _grids(case)
-    with ThreadPoolExecutor(max_workers=1) as writers:
-        jobs = [
-            writers.submit(io.save_ddf, out / "ddf.nii.gz", result.ddf, case.fixed_grid),
-            writers.submit(io.export_itk, out / "ddf_itk.nii.gz", result.ddf, case.fixed_grid),
-        ]
-        warped = field.warp(case.moving, result.ddf, padding="zeros", **grids)
-        jobs.append(writers.submit(io.save_image, out / "warped.nii.gz", warped, case.fixed_grid))
-        if case.moving_labels is not None:
-            labels = _warp_labels(case.moving_labels, result.ddf, grids)
-            jobs.append(writers.submit(io.save_labels, out / "warped_labels.nii.gz", labels, case.fixed_grid))
-        with torch.no_grad():
-            inverse = result.transform.inverse().ddf(case.moving_grid)
-        jobs.append(writers.submit(io.save_ddf, out / "inverse_ddf.nii.gz", inverse, case.moving_grid))
-        io.save_matrix(out / "affine.txt", _linear_part(result.transform))
-        for job in jobs:
-            job.result()  # raises what went wrong
+def _in_own_intensities(result: Registration, case: Case) -> Tensor:
+    """The warped image in the moving file's intensities, 0 outside its field of view."""
+    low, high = float(case.moving.min()), float(case.moving.max())
+    if low == 0:
+        return result.warped * high
+    return field.warp(case.moving, result.ddf, padding="zeros", **_grids(case))
+
+
+def _write_map(
+    case: Case, result: Registration, warped: Tensor, out: Path, writer: ThreadPoolExecutor
+) -> list[Future[None]]:
+    """Everything that follows from the map; files that are still being written are in the list."""
+    jobs = [
+        writer.submit(io.save_ddf, out / "ddf.nii.gz", result.ddf, case.fixed_grid),
+        writer.submit(io.export_itk, out / "ddf_itk.nii.gz", result.ddf, case.fixed_grid),
+        writer.submit(io.save_image, out / "warped.nii.gz", warped, case.fixed_grid),
+    ]
+    if case.moving_labels is not None:
+        labels = _warp_labels(case.moving_labels, result.ddf, _grids(case))
+        jobs.append(writer.submit(io.save_labels, out / "warped_labels.nii.gz", labels, case.fixed_grid))
+    with torch.no_grad():
+        inverse = result.transform.inverse().ddf(case.moving_grid)
+    jobs.append(writer.submit(io.save_ddf, out / "inverse_ddf.nii.gz", inverse, case.moving_grid))
+    io.save_matrix(out / "affine.txt", _linear_part(result.transform))
+    return jobs
 
 
 def _linear_part(transform: transforms.Transform) -> Tensor:
@@ -302,13 +313,11 @@ def _warp_labels(labels: Tensor, ddf: Tensor, grids: field.Grids) -> Tensor:
     return torch.cat(channels, dim=1)
 
 
-def _write_picture(case: Case, result: Registration, out: Path) -> None:
+def _write_picture(case: Case, ddf: Tensor, warped: Tensor, out: Path) -> None:
     from . import plot
 
-    before = field.resample(_unit_range(case.moving), case.moving_grid, case.fixed_grid)
-    grids = _grids(case)
-    warped = field.warp(_unit_range(case.moving), result.ddf, padding="zeros", **grids)
-    figure = plot.registration(_unit_range(case.fixed), before, warped, result.ddf, case.fixed_grid)
+    before = field.resample(case.moving, case.moving_grid, case.fixed_grid)
+    figure = plot.registration(case.fixed, before, warped, ddf, case.fixed_grid)
     with io.write_atomically(out / "overview.png") as temporary:
         figure.savefig(temporary, format="png")
 

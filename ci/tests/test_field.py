@@ -562,7 +562,7 @@ def test_inverse_of_a_large_field_starts_from_half_the_resolution(monkeypatch):
     monkeypatch.setattr("reglib.field.algebra.LARGE", 1000)
     halved = field.inverse(ddf)
     assert halved.residual.max() < 0.1
-    assert halved.residual.mean() < 0.002
+    assert halved.residual.mean() < 0.01
     assert largest(inner(halved.ddf, 3), inner(whole.ddf, 3)) < 0.1
 
 

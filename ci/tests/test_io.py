@@ -857,11 +857,11 @@ def test_a_failed_save_leaves_the_older_file(tmp_path, monkeypatch):
     io.save_image(tmp_path / "a.nii.gz", image, grid)
     before = (tmp_path / "a.nii.gz").read_bytes()
 
-    def full(nifti, path):
-        Path(path).write_bytes(b"half")
+    def full(nifti, stream):
+        stream.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(nib, "save", full)
+    monkeypatch.setattr(nib.Nifti1Image, "to_stream", full)
     with pytest.raises(OSError, match="No space"):
         io.save_image(tmp_path / "a.nii.gz", image * 2, grid)
     assert (tmp_path / "a.nii.gz").read_bytes() == before

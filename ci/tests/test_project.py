@@ -30,7 +30,7 @@ TEST = requirements(EXTRAS["test"])
 
 
 # -- dependencies ----------------------------------------------------------------------------------------
-CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python"}
+CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python", "isal": "python-isal"}
 
 
 def test_environment_yml_says_what_pyproject_says():

@@ -62,6 +62,8 @@ class Sequential(Combined):
                 total = field.compose(*_of_one_batch(transform.ddf(grid), total))
             elif isinstance(transform, Linear):
                 total = _after(transform.matrix(), total, grid)
+            elif isinstance(transform, Dense):
+                total = _dense_after(transform, total, grid)
             else:  # exact, and right where `total` leads beyond `grid`
                 voxels = grid.coordinates(device=total.device, dtype=total.dtype).flatten(0, -2)
                 reached = voxels + total.flatten(2).movedim(1, -1)  # (b, n, d)
@@ -84,6 +86,14 @@ def _after(matrix: Tensor, ddf: Tensor, grid: Grid) -> Tensor:
     linear = (grid.voxel_from_world.to(matrix) @ matrix @ grid.world_from_voxel.to(matrix))[:-1, :-1].to(ddf)
     moved = (linear @ ddf.flatten(2)).reshape(ddf.shape)
     return moved + field.affine_ddf(matrix, grid, dtype=ddf.dtype).to(ddf.device)
+
+
+def _dense_after(transform: Dense, ddf: Tensor, grid: Grid) -> Tensor:
+    """The field of a ddf on `grid` followed by a model with a field on a grid of its own."""
+    own, total = _of_one_batch(transform.own_ddf(), ddf)
+    read = field.warp(own, total, moving_grid=transform.grid, fixed_grid=grid)
+    turned = (grid.voxel_from_world @ transform.grid.world_from_voxel)[:-1, :-1].to(read)
+    return total + (turned @ read.flatten(2)).reshape(read.shape)
 
 
 class MultiLevel(Combined):

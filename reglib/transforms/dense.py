@@ -186,9 +186,11 @@ def on_grid(ddf: Tensor, own: Grid, grid: Grid) -> Tensor:
     """A field in voxels of `own`, read at the voxels of `grid` and expressed in them; borders are repeated."""
     if grid == own:
         return ddf
+    if grid.dim == own.dim and _same_ends(own, grid):
+        return field.resize_ddf(ddf, grid.shape)
     read = field.resample(ddf, own, grid, padding="border")
-    world = own.vectors(read.movedim(1, -1), to=Axes.WORLD, from_=Axes.VOXEL)
-    return grid.vectors(world, to=Axes.VOXEL, from_=Axes.WORLD).movedim(-1, 1).contiguous()
+    turned = (grid.voxel_from_world @ own.world_from_voxel)[:-1, :-1].to(read)
+    return (turned @ read.flatten(2)).reshape(read.shape)
 
 
 def _same_ends(a: Grid, b: Grid) -> bool:
