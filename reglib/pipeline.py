@@ -23,22 +23,23 @@ from torch import Tensor
 
 from . import field, io, losses, metrics, transforms
 from .grid import Axes, Grid, GridMismatchError
-from .optimize import Options, Registration, align_moments, choose_start, register
+from .optimize import Options, Registration, Term, align_moments, choose_start, register
 
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
 # would reward zooming into a flat patch until its noise fills the histogram
 MUTUAL_INFORMATION = partial(losses.mi_loss, warped_range=UNIT, fixed_range=UNIT)
 SIMILARITIES: dict[str, Callable[..., Tensor]] = {
-    "lncc": losses.lncc_loss,
+    "lncc": partial(losses.lncc_loss, window=7),
     "ncc": losses.ncc_loss,
     "mse": losses.mse_loss,
     "mi": MUTUAL_INFORMATION,
 }
-STEPS = {"fast": (60, 60, 20), "accurate": (60, 60, 60)}  # of the deformable part, coarse to fine
+STEPS = {"fast": (30, 40, 15), "accurate": (30, 40, 60)}  # of the deformable part, coarse to fine
 LARGEST_GROWTH = 2.5  # in volume, between two scans of one body part; a fit beyond it has zoomed into a detail
 COARSEST = 20  # voxels along the longest axis that a level keeps at least
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
-DIFFUSION_WEIGHT = 0.25
+SMOOTH = (Term(losses.diffusion_loss, 0.02), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
+SMOOTH_VELOCITY = Term(losses.diffusion_loss, 0.25)  # which has no volumes of its own to keep
 PACKAGES = ("reglib", "torch", "numpy", "nibabel")
 
 
@@ -165,8 +166,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         moving,
         transforms.Sequential(linear.transform.freeze(), _deformable(settings.transform, case.fixed_grid)),
         similarity=SIMILARITIES[settings.similarity],
-        regularizer=losses.diffusion_loss,
-        weight=DIFFUSION_WEIGHT,
+        regularizer=SMOOTH_VELOCITY if settings.transform == "svf" else SMOOTH,
         levels=levels,
         steps=STEPS[settings.quality][-len(levels) :],
         **shared | {"options": Options(progress=settings.progress, decay=0.9)},

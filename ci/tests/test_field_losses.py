@@ -24,6 +24,7 @@ from reglib.losses import (
     gradient_inverse_consistency_loss,
     gradient_loss,
     inverse_consistency_loss,
+    log_jacobian_loss,
     sparsity_loss,
     total_variation_loss,
 )
@@ -50,6 +51,7 @@ ENERGIES = {
     "elastic": elastic_loss,
     "rubber": lambda u, **k: elastic_loss(u, material=RUBBER, **k),
     "folding": lambda u, **k: folding_loss(u, margin=0.9, **k),
+    "log jacobian": log_jacobian_loss,
     "sparsity": sparsity_loss,
     "inverse consistency": with_its_inverse(inverse_consistency_loss),
     "gradicon": with_its_inverse(gradient_inverse_consistency_loss),
@@ -144,6 +146,30 @@ def test_folding_is_how_far_determinants_fall_below_the_margin(shape):
         assert abs(float(folding_loss(ddf, margin=margin)) - expected) < 1e-9
         assert expected > 0.01
     assert float(folding_loss(0.01 * ddf)) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPE_CASES)
+@pytest.mark.parametrize("largest", [1.0, 6.0])
+def test_log_jacobian_is_the_mean_square_of_the_logarithm_and_a_line_below(shape, largest):
+    ddf = smooth_ddf(shape, largest=largest, sigma=1.0, dtype=torch.float64)
+    slopes = np.stack([np.stack(np.gradient(u)) for u in ddf[0].numpy()])
+    determinant = np.linalg.det(np.moveaxis(slopes, (0, 1), (-2, -1)) + np.eye(len(shape)))
+    least = 0.2
+    line = np.log(least) ** 2 + 2 * np.log(least) / least * (determinant - least)
+    expected = np.where(determinant > least, np.log(np.maximum(determinant, least)) ** 2, line).mean()
+    assert (determinant < least).any() == (largest > 1)
+    assert abs(float(log_jacobian_loss(ddf, least=least)) - expected) < 1e-9 * max(1, expected)
+
+
+def test_log_jacobian_counts_growth_like_shrinking_and_leaves_shear_alone():
+    p = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(13.0), indexing="ij"))[None].double()
+    doubled, halved = log_jacobian_loss(p), log_jacobian_loss(-p / 2)
+    assert abs(float(doubled) - math.log(4) ** 2) < 1e-9
+    assert abs(float(doubled - halved)) < 1e-9
+    assert float(log_jacobian_loss(torch.cat([0 * p[:, :1], p[:, :1]], dim=1))) < 1e-12
+    with pytest.raises(ValueError, match="least") as raised:
+        log_jacobian_loss(p, least=0.0)
+    sentence(raised, "least", "0")
 
 
 # -- other systems, where definitions agree --------------------------------------------------------------------------
@@ -413,7 +439,7 @@ def test_what_lies_outside_the_mask_does_not_count(name):
     mask = torch.zeros(1, 1, *shape)
     mask[:, :, 3:12, 2:11] = 1
     wild = torch.where(mask > 0, ddf, ddf + 40 * smooth_ddf(shape, largest=1.0, seed=4, sigma=1.0).double())
-    reach = {"inverse consistency", "gradicon", "folding"}  # these read the field elsewhere too
+    reach = {"inverse consistency", "gradicon", "folding", "log jacobian"}  # these read the field elsewhere too
     a, b = (float(ENERGIES[name](u, mask=mask)) for u in (ddf, wild))
     if name not in reach:
         assert abs(a - b) < 1e-9 * max(1, a)

@@ -15,6 +15,7 @@ from .field import (
     gradient_inverse_consistency_loss,
     gradient_loss,
     inverse_consistency_loss,
+    log_jacobian_loss,
     sparsity_loss,
     total_variation_loss,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "lcc_loss",
     "lncc_loss",
     "lncc_sums",
+    "log_jacobian_loss",
     "mae_loss",
     "mi_loss",
     "mind_features",
