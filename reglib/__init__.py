@@ -19,6 +19,7 @@ __all__ = [
     "io",
     "losses",
     "metrics",
+    "monai_transforms",
     "optimize",
     "phantoms",
     "plot",

@@ -38,7 +38,7 @@ STEPS = {"fast": (30, 40, 15), "accurate": (30, 40, 60)}  # of the deformable pa
 LARGEST_GROWTH = 2.5  # in volume, between two scans of one body part; a fit beyond it has zoomed into a detail
 COARSEST = 20  # voxels along the longest axis that a level keeps at least
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
-SMOOTH = (Term(losses.diffusion_loss, 0.02), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
+SMOOTH = (Term(losses.diffusion_loss, 0.1), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
 SMOOTH_VELOCITY = Term(losses.diffusion_loss, 0.25)  # which has no volumes of its own to keep
 PACKAGES = ("reglib", "torch", "numpy", "nibabel")
 

@@ -102,6 +102,7 @@ ROOMS = {
     | {"transforms", "metrics", "optimize", "plot", "widgets", "explorer", "phantoms", "doctor", "io"},
 }
 ROOMS["pipeline"] = set(ROOMS)  # what the command line does, as functions
+ROOMS["monai_transforms"] = {"grid", "field", "optimize", "pipeline"}
 ROOMS["cli"] = set(ROOMS)
 
 

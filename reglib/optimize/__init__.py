@@ -4,12 +4,15 @@
 """
 
 from .descent import Options, Registration, register
+from .discrete import ConvexOptions, CostVolume, cost_volume, coupled_convex
 from .levels import Level
 from .objective import Landmarks, Loss, Term
 from .optimizers import Lbfgs, Momentum, ScaledAdam
 from .start import align_moments, choose_start
 
 __all__ = [
+    "ConvexOptions",
+    "CostVolume",
     "Landmarks",
     "Lbfgs",
     "Level",
@@ -21,5 +24,7 @@ __all__ = [
     "Term",
     "align_moments",
     "choose_start",
+    "cost_volume",
+    "coupled_convex",
     "register",
 ]
