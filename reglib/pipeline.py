@@ -10,7 +10,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import field, io, losses, metrics, transforms
 from .grid import Axes, Grid, GridMismatchError
-from .optimize import Options, Registration, Term, align_moments, choose_start, register
+from .optimize import Options, Registration, Term, align, register
 
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
 # would reward zooming into a flat patch until its noise fills the histogram
@@ -35,8 +35,6 @@ SIMILARITIES: dict[str, Callable[..., Tensor]] = {
     "mi": MUTUAL_INFORMATION,
 }
 STEPS = {"fast": (30, 40, 15), "accurate": (30, 40, 60)}  # of the deformable part, coarse to fine
-LARGEST_GROWTH = 2.5  # in volume, between two scans of one body part; a fit beyond it has zoomed into a detail
-COARSEST = 20  # voxels along the longest axis that a level keeps at least
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
 SMOOTH = (Term(losses.diffusion_loss, 0.1), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
 SMOOTH_VELOCITY = Term(losses.diffusion_loss, 0.25)  # which has no volumes of its own to keep
@@ -151,66 +149,47 @@ def register_case(case: Case, settings: Settings, out: Path, *, device: torch.de
 def register_pair(case: Case, settings: Settings) -> Registration:
     """The registration alone: a linear alignment, then the deformation, as `settings` say."""
     fixed, moving = _unit_range(case.fixed), _unit_range(case.moving)
-    shared: dict[str, Any] = {
-        "moving_grid": case.moving_grid,
-        "fixed_mask": case.fixed_mask,
-        "moving_mask": case.moving_mask,
-        "options": Options(progress=settings.progress),
-    }
-    linear = _align(fixed, moving, case, settings, shared)
+    options = Options(progress=settings.progress)
+    linear = _align(fixed, moving, case, settings, options)
     if settings.transform in ("affine", "rigid"):
-        return linear
-    levels = _levels(case.fixed_grid)[-3:]
+        return _still(linear, case, fixed, moving)
+    levels = _levels(case.fixed_grid, 16)[-3:]
     return register(
         fixed,
         moving,
-        transforms.Sequential(linear.transform.freeze(), _deformable(settings.transform, case.fixed_grid)),
+        transforms.Sequential(linear.freeze(), _deformable(settings.transform, case.fixed_grid)),
         similarity=SIMILARITIES[settings.similarity],
         regularizer=SMOOTH_VELOCITY if settings.transform == "svf" else SMOOTH,
         levels=levels,
         steps=STEPS[settings.quality][-len(levels) :],
-        **shared | {"options": Options(progress=settings.progress, decay=0.9)},
+        moving_grid=case.moving_grid,
+        fixed_mask=case.fixed_mask,
+        moving_mask=case.moving_mask,
+        options=replace(options, decay=0.9),
     )
 
 
-def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, shared: dict[str, Any]) -> Registration:
-    """Headers, grid centers or centers of mass, whichever fits best, then rigid, then affine by mutual information."""
-    grids = _grids(case)
-    identity = torch.eye(case.fixed_grid.dim + 1, dtype=torch.float64)
-    centers = identity.clone()
-    centers[:-1, -1] = torch.tensor(case.moving_grid.center) - torch.tensor(case.fixed_grid.center)
-    candidates = [identity, centers, align_moments(fixed, moving, **grids)]
-    matrix = choose_start(fixed, moving, candidates, similarity=MUTUAL_INFORMATION, **grids)
+def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, options: Options) -> transforms.Linear:
+    """By mutual information, which knows no contrast, then by what the images are to be compared with."""
+    models: tuple[type[transforms.Linear], ...] = (transforms.Rigid, transforms.Affine)
     if settings.transform == "rigid":
-        return _align_by([transforms.Rigid], matrix, fixed, moving, case, shared)
-    if settings.transform == "affine" or settings.affine_first:
-        return _align_by([transforms.Rigid, transforms.Affine], matrix, fixed, moving, case, shared)
-    return _align_by([], matrix, fixed, moving, case, shared)
-
-
-def _align_by(
-    models: Sequence[type[transforms.Linear]],
-    matrix: Tensor,
-    fixed: Tensor,
-    moving: Tensor,
-    case: Case,
-    shared: dict[str, Any],
-) -> Registration:
-    """Fit each model from where the one before ended; one that ends less alike, or collapses, is left out."""
-    levels = _levels(case.fixed_grid)[:2]
-    best = _still(transforms.Translation(case.fixed_grid, matrix=matrix), case, fixed, moving)
-    for model in models:
-        start = model(case.fixed_grid, matrix=matrix)
-        steps = (100, 50)[: len(levels)]
-        found = register(fixed, moving, start, similarity=MUTUAL_INFORMATION, levels=levels, steps=steps, **shared)
-        assert isinstance(found.transform, transforms.Linear)
-        reached = found.transform.matrix().detach()
-        growth = float(torch.linalg.det(reached[:-1, :-1]) / torch.linalg.det(matrix[:-1, :-1]))
-        plausible = 1 / LARGEST_GROWTH < growth < LARGEST_GROWTH
-        chosen = choose_start(fixed, moving, [matrix, reached], similarity=MUTUAL_INFORMATION, **_grids(case))
-        if plausible and chosen is reached:
-            best, matrix = found, reached
-    return best
+        models = (transforms.Rigid,)
+    elif settings.transform != "affine" and not settings.affine_first:
+        models = ()
+    levels = _levels(case.fixed_grid, 20)[:2]
+    return align(
+        fixed,
+        moving,
+        case.fixed_grid,
+        similarity=MUTUAL_INFORMATION,
+        refine=SIMILARITIES[settings.similarity] if models and settings.similarity != "mi" else None,
+        models=models,
+        moving_grid=case.moving_grid,
+        masks=(case.fixed_mask, case.moving_mask),
+        levels=levels,
+        steps=(60, 40)[: len(levels)],
+        options=options,
+    )
 
 
 def _still(transform: transforms.Linear, case: Case, fixed: Tensor, moving: Tensor) -> Registration:
@@ -221,10 +200,10 @@ def _still(transform: transforms.Linear, case: Case, fixed: Tensor, moving: Tens
     return Registration(transform, ddf, warped)
 
 
-def _levels(grid: Grid) -> list[int]:
-    """Factors from the coarsest that still shows something to the finest worth its time."""
+def _levels(grid: Grid, coarsest: float) -> list[int]:
+    """Factors from the coarsest, with so many voxels along the longest axis, to the finest that is worth its time."""
     longest = max(grid.shape)
-    factors = [f for f in (8, 4, 2, 1) if longest / f >= COARSEST and (f > 1 or longest <= FINEST)]
+    factors = [f for f in (8, 4, 2, 1) if longest / f >= coarsest and (f > 1 or longest <= FINEST)]
     return factors or [1]
 
 

@@ -1,6 +1,6 @@
 """Pairwise registration by optimization.
 
-`register` descends from a given start, coarse to fine; `align_moments` and `choose_start` find one.
+`register` descends from a given start, coarse to fine; `align` finds a linear one from headers, moments and turns.
 """
 
 from .descent import Options, Registration, register
@@ -8,7 +8,7 @@ from .discrete import ConvexOptions, CostVolume, cost_volume, coupled_convex
 from .levels import Level
 from .objective import Landmarks, Loss, Term
 from .optimizers import Lbfgs, Momentum, ScaledAdam
-from .start import align_moments, choose_start
+from .start import align, align_moments
 
 __all__ = [
     "ConvexOptions",
@@ -22,8 +22,8 @@ __all__ = [
     "Registration",
     "ScaledAdam",
     "Term",
+    "align",
     "align_moments",
-    "choose_start",
     "cost_volume",
     "coupled_convex",
     "register",

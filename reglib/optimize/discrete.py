@@ -110,7 +110,8 @@ def coupled_convex(
 
     Raises: ValueError or GridMismatchError before any work for bad input.
 
-    Source: Heinrich et al. 2014, doi:10.1007/978-3-319-08554-8_6; Siebert et al. 2021, arXiv:2210.10325.
+    Source: Heinrich et al. 2014, doi:10.1007/978-3-319-08554-8_6; Siebert et al. 2022,
+        doi:10.1007/978-3-030-97281-3_25.
     Differs: minima lie between control points, by a parabola along each axis; the first round is coupled too, to no
         motion, so that points without contrast stay; couplings are relative to the costs.
     """
@@ -164,8 +165,7 @@ def cost_volume(
         _coarse(values, mask, control)
         for values, mask in ((fixed_features, fixed_mask), (moving_features, moving_mask))
     )
-    table = torch.tensor(list(product(*[range(-r, r + 1) for r in radii])), device=fixed_features.device)
-    return CostVolume(_costs(a, b, radii, tqdm(disable=True)), table)
+    return CostVolume(_costs(a, b, radii, tqdm(disable=True)), _table(radii).to(fixed_features.device))
 
 
 # -- features on the control lattice --------------------------------------------------------------------------------
@@ -187,23 +187,26 @@ def _control(shape: Sequence[int], stride: float | Sequence[float]) -> tuple[int
 def _both_seen(scene: Scene, features: Callable[[Tensor], Tensor], control: Sequence[int]) -> tuple[_Seen, _Seen]:
     """Both images' features, one after the other: at full resolution they are the largest tensors here."""
     (images,) = scene.images
-    seen = []
-    for image, mask, name in ((images.fixed, scene.fixed_mask, "fixed"), (images.moving, scene.moving_mask, "moving")):
-        values = features(image)
-        if values.ndim != image.ndim or len(values) != len(image) or values.shape[2:] != image.shape[2:]:
-            raise ValueError(
-                f"features must give (b, k, *s) for an image (b, c, *s); got {tuple(values.shape)} for the {name} "
-                f"image {tuple(image.shape)}."
-            )
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"features must be finite; those of the {name} image hold NaN or infinity.")
-        seen.append(_coarse(values, mask, control))
-    if seen[0].features.shape != seen[1].features.shape:
+    fixed = _coarse(_checked_features(features, images.fixed, "fixed"), scene.fixed_mask, control)
+    moving = _coarse(_checked_features(features, images.moving, "moving"), scene.moving_mask, control)
+    if fixed.features.shape != moving.features.shape:
         raise ValueError(
-            f"features must be as many for both images; got {seen[0].features.shape[1]} for fixed and "
-            f"{seen[1].features.shape[1]} for moving. Have both images the same channels?"
+            f"features must be as many for both images; got {fixed.features.shape[1]} for fixed and "
+            f"{moving.features.shape[1]} for moving. Have both images the same channels?"
         )
-    return seen[0], seen[1]
+    return fixed, moving
+
+
+def _checked_features(features: Callable[[Tensor], Tensor], image: Tensor, name: str) -> Tensor:
+    values = features(image)
+    if values.ndim != image.ndim or len(values) != len(image) or values.shape[2:] != image.shape[2:]:
+        raise ValueError(
+            f"features must give (b, k, *s) for an image (b, c, *s); got {tuple(values.shape)} for the {name} image "
+            f"{tuple(image.shape)}."
+        )
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"features must be finite; those of the {name} image hold NaN or infinity.")
+    return values
 
 
 def _coarse(values: Tensor, mask: Tensor | None, control: Sequence[int]) -> _Seen:
@@ -234,6 +237,11 @@ def _shifts(image: Tensor, radii: Sequence[int]) -> Iterator[Tensor]:
         image = image.index_select(axis, torch.arange(-r, n + r, device=image.device).clamp_(0, n - 1))
     for first in product(*[range(2 * r + 1) for r in radii]):
         yield image[(slice(None), slice(None), *[slice(k, k + n) for k, n in zip(first, shape, strict=True)])]
+
+
+def _table(radii: Sequence[int]) -> Tensor:
+    """(n, d) every displacement, in the order of `_shifts`."""
+    return torch.tensor(list(product(*[range(-r, r + 1) for r in radii])))
 
 
 def _discount(costs: Tensor, mask: Tensor, radii: Sequence[int]) -> None:
@@ -302,7 +310,7 @@ def _choose(costs: Tensor, smooth: Tensor, coupling: float, radii: Sequence[int]
 
     Convention: |u|^2 is the same for all d and left out, so that one product with (-2 d, |d|^2) couples all of them.
     """
-    table = torch.tensor(list(product(*[range(-r, r + 1) for r in radii]))).to(costs)
+    table = _table(radii).to(costs)
     coupled = coupling * torch.cat([-2 * table, table.square().sum(1, keepdim=True)], 1)  # (n, d + 1)
     cost, u = costs[0].flatten(1), smooth[0].flatten(1)  # (n, p), (d, p)
     lines = torch.cat([u, torch.ones_like(u[:1])])
@@ -336,7 +344,7 @@ def _between(cost: Tensor, best: Tensor, pull: Tensor, coupling: float, radii: S
 def _consistent(u: Tensor, back: Tensor, iterations: int) -> Tensor:
     """The map u of both directions after each has given up half of what is left of the way there and back.
 
-    Source: Siebert et al. 2021, arXiv:2210.10325:  u <- (u - back o u) / 2, back <- (back - u o back) / 2, at once.
+    Source: Siebert et al. 2022, doi:10.1007/978-3-030-97281-3_25:  u <- (u - back o u) / 2, and back alike, at once.
     """
     for _ in range(iterations):
         u, back = u - field.compose(back, u) / 2, back - field.compose(u, back) / 2

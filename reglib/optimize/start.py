@@ -1,37 +1,191 @@
-"""Where a registration starts: centers of mass, principal axes, many turns, then linear maps, coarse to fine."""
+"""Where a registration starts: headers, centers, principal axes, many turns, then linear maps, coarse to fine."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from .. import field
 from ..grid import Grid, apply_affine, require_on_grid
-from .levels import Images, Level, Scene
+from ..transforms import Affine, Linear, Rigid, Translation
+from .descent import Options, register
+from .levels import Images, Level, Scene, checked_scene
 from .objective import Loss
 
+CLEARLY = 0.25  # share of the similarity by which a turned start must beat the straight ones: heads look alike turned
+TRIED = 3  # starts that are followed a little before one is chosen
+LARGEST_GROWTH = 2.5  # in volume, between two scans of one body part; a fit beyond it has zoomed into a detail
+JUDGED = 32  # voxels along the longest axis at which starts are compared
 
-def choose_start(
+
+def align(
     fixed: Float[Tensor, "1 c *s"],
     moving: Float[Tensor, "1 c *t"],
-    matrices: Sequence[Float[Tensor, "m m"]],
+    grid: Grid,
     *,
     similarity: Loss,
-    fixed_grid: Grid,
-    moving_grid: Grid,
-) -> Float[Tensor, "m m"]:
-    """The world matrix `moving_from_fixed` of several under which the images are most alike, seen coarsely."""
-    scene = Scene(fixed_grid, moving_grid, (Images(fixed, moving),)).at(Level(max(1.0, max(fixed_grid.shape) / 32)))
+    refine: Loss | None = None,
+    models: Sequence[type[Linear]] = (Rigid, Affine),
+    moving_grid: Grid | None = None,
+    masks: tuple[Shaped[Tensor, "1 1 *s"] | None, Shaped[Tensor, "1 1 *t"] | None] = (None, None),
+    turn_deg: float = 0.0,
+    levels: Sequence[float] = (8, 4),
+    steps: Sequence[int] = (60, 40),
+    options: Options | None = None,
+) -> Linear:
+    """A linear map on `grid` that lays `moving` onto `fixed`, from wherever the headers leave them.
+
+    The headers, the grids' centers, the centers of mass and every way to lay the principal axes on each other are
+    compared on coarse images, and the best few followed for a while. Headers are believed unless a turn is clearly
+    better. From there each model is fitted in turn. One that ends less alike than it began, or multiplies the volume by
+    more than 2.5, is left out, so that the result is never less alike than the headers.
+
+    Args:
+        fixed, moving: on `grid` and `moving_grid` (default the same), in one range of intensities, such as 0 to 1.
+        similarity: called as (warped, fixed), with `mask=`; mutual information suits most pairs.
+        refine: another similarity, by which the last model then descends at the last level: local correlation ends
+            closer on images of one kind, and finds its way only from close by.
+        models: from few freedoms to many; the last one descends through all `levels`, the others the first alone. With
+            none, the headers, centers or centers of mass are taken as they are, whichever fits best.
+        masks: of the fixed and of the moving image, where to compare.
+        turn_deg: also start from turns by this much and its multiples about every axis, as for a patient who lies the
+            other way round; 45 or 60 are sensible.
+
+    Raises: ValueError or GridMismatchError before any work; FloatingPointError if the similarity diverges.
+    """
+    if not 0 <= turn_deg <= 180:
+        raise ValueError(f"turn_deg must be from 0 (no turns) to 180; got {turn_deg}.")
+    if len(levels) != len(steps) or not levels:
+        raise ValueError(f"levels and steps must be of one length; got {tuple(levels)} and {tuple(steps)}.")
+    whole = checked_scene([Images(fixed, moving)], grid, moving_grid or grid, *masks)
+    scene = whole.at(Level(min(levels)))
+    quiet = replace(options or Options(), callback=None)  # a callback counts the steps of one descent, not of many
+    search = _Search(scene, similarity, quiet)
+    coarse = [(max(levels) / min(levels), max(steps))]
+    whole_way = [(factor / min(levels), count) for factor, count in zip(levels, steps, strict=True)]
+    if not models:
+        return Translation(grid, matrix=min(_shifts(scene), key=search.score))
+    straight, turned = (search.best_start(of, coarse[0][0]) for of in (_shifts(scene), _turned(scene, turn_deg)))
+    chosen: Linear = Translation(grid, matrix=straight if search.is_close(straight, turned) else turned)
+    for k, model in enumerate(models):
+        chosen = search.step(chosen, model, whole_way if k == len(models) - 1 else coarse)
+    if refine is not None:
+        chosen = _Search(scene, refine, quiet).step(chosen, models[-1], whole_way[-1:])
+    return chosen
+
+
+class _Search:
+    """Scores and follows world matrices on one coarse scene."""
+
+    def __init__(self, scene: Scene, similarity: Loss, options: Options) -> None:
+        self.scene, self.similarity, self.options = scene, similarity, options
+        self.judged = scene.at(Level(max(1.0, max(scene.grid.shape) / JUDGED)))
+
+    @torch.no_grad()
+    def score(self, matrix: Tensor) -> float:
+        """The similarity under a matrix, on coarse images; what lies beyond the moving image counts as 0."""
+        (images,), grid = self.judged.images, self.judged.grid
+        ddf = field.affine_ddf(matrix, grid, dtype=images.fixed.dtype).to(images.fixed.device)
+        warped = field.warp(images.moving, ddf, padding="zeros", **self.judged.grids)
+        return float(self.similarity(warped, images.fixed))
+
+    def best_start(self, matrices: Sequence[Tensor], factor: float) -> Tensor:
+        """Of many matrices, the one that leads furthest down, after a way down from there."""
+        ranked = sorted(matrices, key=self.score)[:TRIED]
+        return min([*ranked, *(self.follow(matrix, Rigid, [(factor, 30)]) for matrix in ranked)], key=self.score)
+
+    def is_close(self, straight: Tensor, turned: Tensor) -> bool:
+        """Whether a start without a turn is as good as one with a turn, which must be clearly better to be believed."""
+        known = self.score(straight)
+        return self.score(turned) > known - CLEARLY * abs(known)
+
+    def step(self, linear: Linear, model: type[Linear], plan: Sequence[tuple[float, int]]) -> Linear:
+        """The model fitted from a linear map, or that map if the images are less alike after it, or one collapses."""
+        start = linear.matrix().detach().cpu()
+        reached = self.follow(start, model, plan)
+        growth = float(torch.linalg.det(reached[:-1, :-1]) / torch.linalg.det(start[:-1, :-1]))
+        plausible = 1 / LARGEST_GROWTH < growth < LARGEST_GROWTH
+        return model(linear.grid, matrix=reached) if plausible and self.score(reached) <= self.score(start) else linear
+
+    def follow(self, matrix: Tensor, model: type[Linear], plan: Sequence[tuple[float, int]]) -> Tensor:
+        """Where a model descends to from a matrix."""
+        scene, (images,) = self.scene, self.scene.images
+        found = register(
+            images.fixed,
+            images.moving,
+            model(scene.grid, matrix=matrix),
+            similarity=self.similarity,
+            levels=[factor for factor, _ in plan],
+            steps=[count for _, count in plan],
+            moving_grid=scene.moving_grid,
+            fixed_mask=scene.fixed_mask,
+            moving_mask=scene.moving_mask,
+            options=self.options,
+        ).transform
+        assert isinstance(found, Linear)
+        return found.matrix().detach().cpu()
+
+
+def _shifts(scene: Scene) -> list[Tensor]:
+    """World matrices to begin from: headers alone, centers of the grids, centers of mass."""
     (images,) = scene.images
+    headers = torch.eye(scene.grid.dim + 1, dtype=torch.float64)
+    centers = headers.clone()
+    centers[:-1, -1] = torch.tensor(scene.moving_grid.center) - torch.tensor(scene.grid.center)
+    moments = align_moments(images.fixed, images.moving, fixed_grid=scene.grid, moving_grid=scene.moving_grid)
+    return [headers, centers, moments]
 
-    def score(matrix: Tensor) -> float:
-        ddf = field.affine_ddf(matrix, scene.grid, dtype=fixed.dtype).to(fixed.device)
-        return float(similarity(field.warp(images.moving, ddf, padding="zeros", **scene.grids), images.fixed))
 
-    return min(matrices, key=score)
+def _turned(scene: Scene, turn_deg: float) -> list[Tensor]:
+    """About the centers of mass: principal axes on each other, and turns by multiples of an angle."""
+    (images,) = scene.images
+    fixed_mean, fixed_axes = _moments(images.fixed, scene.grid)
+    moving_mean, moving_axes = _moments(images.moving, scene.moving_grid)
+    linears = [*_laid_on(fixed_axes, moving_axes), *_turns(turn_deg, scene.grid.dim)]
+    return [_about(linear, fixed_mean, moving_mean) for linear in linears]
+
+
+def _laid_on(fixed_axes: Tensor, moving_axes: Tensor) -> list[Tensor]:
+    """Every rotation that takes principal axes to principal axes: they have no direction, so there are several."""
+    d = len(fixed_axes)
+    signs = torch.cartesian_prod(*[torch.tensor([1.0, -1.0], dtype=torch.float64)] * d)
+    turns = [moving_axes @ torch.diag(sign) @ fixed_axes.T for sign in signs]
+    return [turn for turn in turns if torch.linalg.det(turn) > 0]
+
+
+def _turns(turn_deg: float, d: int) -> list[Tensor]:
+    """Rotations by multiples of an angle, about one axis in 2-D and about all three in 3-D."""
+    if turn_deg == 0:
+        return []
+    angles = [math.radians(turn_deg * k) for k in range(round(360 / turn_deg))]
+    if d == 2:
+        return [_plane_turn(a, 0, 1, 2) for a in angles]
+    tilts = [a for a in angles if math.cos(a) > -1e-6]
+    return [
+        _plane_turn(a, 0, 1, 3) @ _plane_turn(b, 0, 2, 3) @ _plane_turn(c, 1, 2, 3)
+        for a, b, c in product(angles, tilts, angles)
+    ]
+
+
+def _plane_turn(angle_rad: float, i: int, j: int, d: int) -> Tensor:
+    turn = torch.eye(d, dtype=torch.float64)
+    turn[i, i] = turn[j, j] = math.cos(angle_rad)
+    turn[i, j], turn[j, i] = -math.sin(angle_rad), math.sin(angle_rad)
+    return turn
+
+
+def _about(linear: Tensor, fixed_mean: Tensor, moving_mean: Tensor) -> Tensor:
+    """The world matrix with this linear part that takes one point to the other."""
+    matrix = torch.eye(len(linear) + 1, dtype=torch.float64)
+    matrix[:-1, :-1] = linear
+    matrix[:-1, -1] = moving_mean - linear @ fixed_mean
+    return matrix
 
 
 def align_moments(
@@ -50,16 +204,10 @@ def align_moments(
     """
     fixed_mean, fixed_axes = _moments(fixed, fixed_grid)
     moving_mean, moving_axes = _moments(moving, moving_grid)
-    d = fixed_grid.dim
-    linear = torch.eye(d, dtype=torch.float64)
+    linear = torch.eye(fixed_grid.dim, dtype=torch.float64)
     if rotate:
-        signs = torch.cartesian_prod(*[torch.tensor([1.0, -1.0], dtype=torch.float64)] * d)
-        turns = [moving_axes @ torch.diag(sign) @ fixed_axes.T for sign in signs]
-        linear = max((turn for turn in turns if torch.linalg.det(turn) > 0), key=lambda turn: float(turn.trace()))
-    matrix = torch.eye(d + 1, dtype=torch.float64)
-    matrix[:-1, :-1] = linear
-    matrix[:-1, -1] = moving_mean - linear @ fixed_mean
-    return matrix
+        linear = max(_laid_on(fixed_axes, moving_axes), key=lambda turn: float(turn.trace()))
+    return _about(linear, fixed_mean, moving_mean)
 
 
 def _moments(image: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
