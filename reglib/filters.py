@@ -277,6 +277,25 @@ def resize(image: Float[Tensor, "b c *s"], shape: Sequence[int]) -> Float[Tensor
     )
 
 
+def sobolev(image: Float[Tensor, "b c *s"], *, alpha: float | Sequence[float]) -> Float[Tensor, "b c *s"]:
+    """The solution s of  s - div(alpha grad s) = image  with mirrored borders; it reaches further than a gaussian.
+
+    Applied to a gradient it gives the steepest direction where the length of a step counts its slopes too.
+
+    Args: alpha: voxels squared, one number or one an axis; 0 leaves the image as it is.
+    Source: Neuberger 1997, doi:10.1007/BFb0092831; solved by cosine transforms, each a matrix along an axis.
+    """
+    alphas = per_axis(alpha, image.ndim - 2, "alpha")
+    if min(alphas) < 0:
+        raise ValueError(f"alpha must be at least 0 voxels squared; got {alphas}.")
+    shape, bases = image.shape[2:], [cosine_matrix(n) for n in image.shape[2:]]
+    stiffness = torch.ones(1, dtype=torch.float64)
+    for axis, (n, a) in enumerate(zip(shape, alphas, strict=True)):
+        waves = 2 - 2 * torch.cos(torch.arange(n, dtype=torch.float64) * (math.pi / n))
+        stiffness = stiffness + a * waves.reshape([-1 if k == axis else 1 for k in range(len(shape))])
+    return separable(separable(image, bases) / stiffness.to(image), [_transposed(basis) for basis in bases])
+
+
 def downsample(image: Float[Tensor, "b c *s"], shape: Sequence[int]) -> Float[Tensor, "b c *t"]:
     """Smooth against aliasing (sigma half the ratio of steps, in voxels), then `resize`. Fits `Grid.downsample`."""
     if len(shape) != image.ndim - 2:
@@ -299,6 +318,15 @@ def gaussian_matrix(n: int, sigma: float) -> Tensor:
     weights = torch.exp(-0.5 * ((i[:, None] - i) / sigma) ** 2)
     weights = weights * ((i[:, None] - i).abs() <= max(4 * sigma, 1))
     return weights / weights.sum(dim=1, keepdim=True)
+
+
+@lru_cache(maxsize=128)
+def cosine_matrix(n: int) -> Tensor:
+    """(n, n) orthonormal cosine transform (DCT-II), one wave a row."""
+    k = torch.arange(n, dtype=torch.float64)
+    waves = torch.cos(math.pi / n * k[:, None] * (k + 0.5)) * math.sqrt(2 / n)
+    waves[0] /= math.sqrt(2)
+    return waves
 
 
 @lru_cache(maxsize=128)

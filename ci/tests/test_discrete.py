@@ -15,9 +15,8 @@ from reglib.optimize import ConvexOptions, cost_volume, coupled_convex, register
 from reglib.transforms import Affine, DenseDisplacement, FreeFormDeformation, Sequential
 
 FAST = ConvexOptions(progress=False)
-SHAPES = {2: (96, 84), 3: (44, 50, 40)}
+SHAPES = {2: (96, 84), 3: (48, 52, 44)}
 SIZE_MM = {2: 6.0, 3: 6.5}
-SHIFT = {2: (7.0, -6.0), 3: (4.0, -3.5, 3.0)}  # voxels
 # Checking the types of ten thousand calls takes five times as long as the calls; the small cases check them.
 long_run = pytest.mark.usefixtures("no_jaxtyping")
 
@@ -70,16 +69,22 @@ def test_a_free_form_deformation_takes_the_search_up():
 
 
 @long_run
-@pytest.mark.parametrize("dim", [2, 3])
-def test_motion_too_far_for_descent_is_found(dim):
+def test_motion_too_far_for_descent_is_found():
     """Over 8 voxels: descent at full resolution stays with the nearest wrong match."""
-    shape, size, shift = ((112, 100), 4.0, SHIFT[2]) if dim == 2 else ((52, 56, 48), 3.5, (6.0, -5.0, 5.0))
-    fixed, moving, grid, truth = moved_pair(dim, size_mm=size, shift=shift, shape=shape)
+    fixed, moving, grid, truth = moved_pair(2, size_mm=4.0, shift=(7.0, -6.0), shape=(112, 100))
     found = coupled_convex(fixed, moving, grid, features=mind_features, options=FAST)
     assert error(0 * truth, truth) > 8
     assert error(found.ddf, truth) < 1.5
-    assert error(refined(fixed, moving, found.transform).ddf, truth) < 0.5
-    assert error(refined(fixed, moving, DenseDisplacement(grid)).ddf, truth) > 4
+    assert error(refined(fixed, moving, found.transform, steps=(80,)).ddf, truth) < 0.5
+    assert error(refined(fixed, moving, DenseDisplacement(grid), steps=(80,)).ddf, truth) > 4
+
+
+@long_run
+def test_search_reaches_far_in_3d():
+    fixed, moving, grid, truth = moved_pair(3, size_mm=3.5, shift=(6.0, -5.0, 5.0), shape=(52, 56, 48))
+    found = coupled_convex(fixed, moving, grid, features=mind_features, options=FAST)
+    assert error(0 * truth, truth) > 8
+    assert error(found.ddf, truth) < 1.5
 
 
 @long_run
@@ -98,7 +103,7 @@ def test_an_image_is_its_own_feature_in_any_unit():
 def test_moving_image_on_another_grid(dim):
     """Other shape, spacing, axis order and rotation: only the world connects the two."""
     grid = Grid(SHAPES[dim], oblique(dim, spacing=SPACING[dim]))
-    shape = {2: (104, 150), 3: (66, 60, 62)}[dim]
+    shape = {2: (104, 150), 3: (68, 92, 84)}[dim]
     header = oblique(
         dim, angles={2: (-31.0,), 3: (-8.0, 15.0, 12.0)}[dim], spacing=(1.2, 0.7, 0.9)[:dim], flips=(-1, 1, -1)[:dim]
     )
@@ -168,13 +173,13 @@ def test_a_mask_excludes_a_planted_artefact(side):
     planted[side] = planted[side] * (1 - bar) + 6 * bar
 
     def run(**masks):
-        return error(
-            coupled_convex(planted["fixed"], planted["moving"], grid, features=itself, options=FAST, **masks).ddf, truth
-        )
+        found = coupled_convex(planted["fixed"], planted["moving"], grid, features=mind_features, options=FAST, **masks)
+        off = field.magnitude(found.ddf - truth)
+        return [float(off[where].mean()) for where in (grown > 0, grown == 0)]
 
-    with_mask, without = run(**{f"{side}_mask": 1 - grown}), run()
-    assert with_mask < 2.2
-    assert without > 1.3 * with_mask
+    (behind, beside), (behind_without, beside_without) = run(**{f"{side}_mask": 1 - grown}), run()
+    assert behind < behind_without / 2
+    assert beside < beside_without
 
 
 # -- the costs -------------------------------------------------------------------------------------------------------
@@ -205,7 +210,7 @@ def test_costs_agree_with_a_loop_over_points_and_displacements(shape):
 
 @pytest.mark.parametrize("shape", SHAPE_CASES)
 def test_masks_in_the_costs(shape):
-    """A displacement out of the moving mask costs what the others cost on average; outside the fixed mask, nothing."""
+    """A displacement out of the moving mask costs little more than the best within; outside the fixed mask, nothing."""
     radii = (2, 1, 1)[: len(shape)]
     a, b = (smooth_image(shape, seed=seed, channels=2) for seed in (1, 2))
     rng = np.random.default_rng(3)
@@ -216,7 +221,8 @@ def test_masks_in_the_costs(shape):
         ends = [tuple(np.clip(np.add(p, d), 0, np.array(shape) - 1)) for d in table.tolist()]
         seen = np.array([bool(moving_mask[(0, 0, *q)]) for q in ends])
         line = plain[(slice(None), *p)]
-        expected = np.where(seen, line, line[seen].mean() if seen.any() else 0) * float(fixed_mask[(0, 0, *p)])
+        hidden = 0.97 * line[seen].min() + 0.03 * line[seen].mean() if seen.any() else 0
+        expected = np.where(seen, line, hidden) * float(fixed_mask[(0, 0, *p)])
         np.testing.assert_allclose(costs[(0, slice(None), *p)], expected, rtol=1e-4, atol=1e-5)
 
 

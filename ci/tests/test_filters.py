@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import SHAPE_CASES, SHAPES, inner, largest, oblique, sentence, smooth_image
+from scipy.fft import dct
 from scipy.interpolate import BSpline
-from scipy.ndimage import gaussian_filter, spline_filter
+from scipy.ndimage import correlate1d, gaussian_filter, spline_filter
 from torch.autograd import gradcheck, gradgradcheck
 
 from reglib import filters
@@ -196,3 +197,24 @@ def test_filters_keep_the_type(dtype):
 def test_errors_are_one_sentence(call, words, no_jaxtyping):
     with sentence(ValueError, *words):
         call(noise(SHAPES[2]))
+
+
+# -- sobolev ---------------------------------------------------------------------
+@pytest.mark.parametrize("shape", SHAPE_CASES)
+def test_sobolev_solves_its_equation_with_mirrored_borders(shape):
+    image, alphas = noise(shape).double(), [0.7, 2.0, 1.3][: len(shape)]
+    found = filters.sobolev(image, alpha=alphas)
+    bent = [
+        correlate1d(found.numpy(), [1, -2, 1], axis=k + 2, mode="reflect") * alpha for k, alpha in enumerate(alphas)
+    ]
+    np.testing.assert_allclose(found.numpy() - sum(bent), image.numpy(), atol=1e-12)
+    torch.testing.assert_close(filters.sobolev(image, alpha=0), image)
+
+
+def test_cosine_matrix_is_the_orthonormal_dct():
+    np.testing.assert_allclose(filters.cosine_matrix(11).numpy(), dct(np.eye(11), axis=0, norm="ortho"), atol=1e-14)
+
+
+def test_sobolev_refuses_to_sharpen(no_jaxtyping):
+    with sentence(ValueError, "alpha", "-1"):
+        filters.sobolev(noise((6, 7)), alpha=-1.0)

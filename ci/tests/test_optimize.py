@@ -1,16 +1,27 @@
 """Registration of images drawn by a formula, so that the true map is known to the last digit."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from helpers import affine, apply, inner, largest, oblique, rotation, sentence, smooth_image, voxels
 
-from reglib import field
+from reglib import field, filters
 from reglib.grid import Grid, GridMismatchError
 from reglib.losses import bending_loss, diffusion_loss, lncc_loss, mi_loss, mse_loss, ncc_loss
-from reglib.optimize import Options, align_moments, choose_start, register
+from reglib.optimize import (
+    Landmarks,
+    Lbfgs,
+    Level,
+    Momentum,
+    Options,
+    Term,
+    align,
+    align_moments,
+    register,
+)
 from reglib.phantoms import circle, cshape
 from reglib.transforms import (
     Affine,
@@ -539,22 +550,262 @@ def test_moments_of_equal_images_are_the_identity():
     np.testing.assert_allclose(found.numpy(), np.eye(4), atol=1e-9)
 
 
-def test_choose_start_takes_the_matrix_under_which_the_images_agree():
-    grid = fixed_grid(2)
-    picture = scene(grid)
-    shifts = [affine(np.eye(2), (9.0 * k, -4.0 * k)) for k in (-2, -1, 0, 1, 2)]
-    moving_grid = Grid((90, 80), oblique(2, angles=(5.0,), spacing=(1.0, 1.0), origin=(-60.0, 5.0), flips=(1, 1)))
-    moving_grid = Grid.centered((90, 80), 1.0, center=grid.center)
-    fixed = draw(picture, grid, lambda x: apply(shifts[3], x) - x)
-    chosen = choose_start(
+@long_run
+@pytest.mark.parametrize("dim", [2, 3])
+def test_align_finds_a_turn_and_a_stretch_from_afar(dim):
+    grid = Grid(SHAPES[dim], oblique(dim, spacing=SPACING[dim]))
+    center = np.array(grid.center)
+    linear = rotation({2: (25.0,), 3: (15.0, -12.0, 20.0)}[dim]) @ np.diag((1.15, 0.9, 1.05)[:dim])
+    truth = affine(linear, center - linear @ center + np.array((5.0, -6.0, 4.0)[:dim]))
+    body, texture = lopsided(grid, turn_deg=np.zeros({2: 1, 3: 3}[dim]), shift=np.zeros(dim)), scene(grid)
+
+    def picture(points):
+        return (body(points) - 0.2) * (0.4 + texture(points))
+
+    moving_grid = Grid.centered([n + 20 for n in grid.shape], 0.9, center=grid.center)
+    fixed, moving = draw(picture, grid, lambda x: apply(truth, x) - x), draw(picture, moving_grid)
+    found = align(
         fixed,
-        draw(picture, moving_grid),
-        [torch.from_numpy(m) for m in shifts],
+        moving,
+        grid,
         similarity=ncc_loss,
-        fixed_grid=grid,
+        models=(Rigid, Affine),
         moving_grid=moving_grid,
+        levels=(2, 1),
+        steps=(60, 120),
+        options=QUIET,
     )
-    np.testing.assert_allclose(chosen.numpy(), shifts[3])
+    expected = true_ddf(grid, lambda x: apply(truth, x) - x)
+    assert error(0 * expected, expected) > 4
+    assert error(found.ddf(), expected) < 0.6
+
+
+def upside_down(grid):
+    """A pear whose two ends differ, and the same turned by 180 degrees."""
+    picture = lopsided(grid, turn_deg=(0.0,), shift=(0.0, 0.0))
+    center = np.array(grid.center)
+
+    def marked(points):
+        return picture(points) + np.exp(-0.5 * ((points - center - np.array((9.0, 4.0))) ** 2).sum(-1) / 4)
+
+    return draw(marked, grid), draw(lambda points: marked(2 * center - points), grid)
+
+
+@long_run
+@pytest.mark.parametrize("turn_deg", [0.0, 60.0])
+def test_align_resolves_which_way_an_axis_points(turn_deg):
+    grid = Grid((64, 60), oblique(2, spacing=(1.0, 0.9)))
+    fixed, moving = upside_down(grid)
+    found = align(
+        fixed,
+        moving,
+        grid,
+        similarity=mse_loss,
+        models=(Rigid,),
+        turn_deg=turn_deg,
+        levels=(2,),
+        steps=(60,),
+        options=QUIET,
+    )
+    np.testing.assert_allclose(found.matrix().detach().numpy()[:-1, :-1], -np.eye(2), atol=0.03)
+
+
+@long_run
+def test_align_never_ends_less_alike_than_the_headers():
+    """Two unrelated noises: whatever a model reaches, the headers are as good."""
+    grid = Grid((40, 36))
+    fixed, moving = smooth_image((40, 36), seed=1), smooth_image((40, 36), seed=2)
+    found = align(fixed, moving, grid, similarity=ncc_loss, levels=(2,), steps=(5,), options=QUIET)
+    warped = field.warp(moving, found.ddf().detach(), padding="zeros")
+    assert float(ncc_loss(warped, fixed)) <= float(ncc_loss(moving, fixed)) + 1e-3
+
+
+def test_align_without_a_model_only_shifts():
+    grid = fixed_grid(2)
+    picture, shift = scene(grid), affine(np.eye(2), (60.0, -50.0))
+    moving_grid = Grid(grid.shape, shift @ grid.world_from_voxel.numpy())
+    image = draw(picture, grid)
+    found = align(image, image, grid, similarity=ncc_loss, models=(), moving_grid=moving_grid, options=QUIET)
+    np.testing.assert_allclose(found.matrix().detach().numpy(), shift, atol=0.1)
+
+
+def test_align_checks_its_arguments():
+    for changes, words in (({"turn_deg": -5.0}, ("turn_deg", "-5")), ({"levels": (2,)}, ("levels", "steps", "(2,)"))):
+        with sentence(ValueError, *words):
+            align(IMAGE, IMAGE + 1, SMALL, similarity=ncc_loss, options=QUIET, **changes)
+
+
+# -- objectives of several parts -------------------------------------------------
+def test_terms_are_weighted_recorded_by_name_and_summed():
+    terms = [Term(mse_loss, 2.0), Term(ncc_loss, 0.5, name="correlation")]
+    smooth = [diffusion_loss, Term(bending_loss, 3.0), Term(bending_loss, 1.0)]
+    for record in small_run(similarity=terms, regularizer=smooth).history:
+        alike = 2 * record["mse_loss"] + 0.5 * record["correlation"]
+        rough = record["diffusion_loss"] + 3 * record["bending_loss"] + record["bending_loss 2"]
+        assert abs(record["similarity"] - alike) < 1e-5
+        assert abs(record["regularizer"] - rough) < 1e-5
+        assert abs(record["loss"] - alike - 0.3 * rough) < 1e-5
+
+
+def test_a_level_has_its_own_steps_terms_and_smoothing():
+    levels = [
+        Level(2, 5, similarity=ncc_loss, weight=0.0),
+        Level(1, 3, smoothing_mm=1.5, regularizer=bending_loss, lr=0.1),
+    ]
+    history = small_run(levels=levels, steps=None).history
+    assert [(r["level"], r["step"]) for r in history] == [(2, k) for k in range(5)] + [(1, k) for k in range(3)]
+    assert all(r["loss"] == r["similarity"] for r in history[:5])
+    assert history[0]["similarity"] > 2 * history[5]["similarity"]  # 1 - r, then a mean square
+
+
+@long_run
+def test_images_of_its_own_let_labels_drive():
+    """The images say nothing, the masks of the organ everything: as in DeepReg's prostate demo."""
+    fixed, moving = (shape((48, 48)) for shape in (cshape, circle))
+    noise = smooth_image((48, 48), seed=5)
+    organ = Term(mse_loss, fixed=fixed, moving=moving)
+    result = register(
+        noise,
+        noise + 1e-3 * fixed,
+        Diffeomorphism(Grid((48, 48))),
+        similarity=[Term(mse_loss, 1e-6, name="image"), organ],
+        regularizer=diffusion_loss,
+        weight=1e-3,
+        options=QUIET,
+    )
+    assert mse_loss(field.warp(moving, result.ddf), fixed) < mse_loss(moving, fixed) / 3
+
+
+@long_run
+@pytest.mark.parametrize("model", [*MODELS, "affine", "after a frozen start"])
+def test_landmarks_pull(model):
+    """Hardly any image, but points that say where it goes."""
+    fixed, moving, _ = curved_pair(2)
+    grid = fixed_grid(2)
+    x = grid.points(
+        torch.rand(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 40 + 8,
+        to="world",
+        from_="voxel",
+    )
+    y = x + torch.tensor([4.0, -3.0], dtype=torch.float64)
+    if model == "affine":
+        transform = Affine(grid)
+    elif model == "after a frozen start":
+        start = Translation(grid, matrix=torch.from_numpy(affine(np.eye(2), (2.0, 1.0)))).freeze()
+        transform = Sequential(start, Diffeomorphism(grid))
+    else:
+        transform = MODELS[model](grid)
+    result = register(
+        fixed,
+        moving,
+        transform,
+        similarity=Term(mse_loss, 1e-6),
+        regularizer=bending_loss,
+        weight=0.1,
+        levels=(4, 2),
+        landmarks=Landmarks(x, y),
+        options=QUIET,
+    )
+    assert result.history[0]["landmarks"] > 4
+    assert (result.transform.points(x[None]) - y).norm(dim=-1).mean() < 0.6
+
+
+# -- batches, optimizers, callbacks, interrupts ----------------------------------
+@long_run
+@pytest.mark.parametrize("model", MODELS)
+def test_a_batch_is_registered_pair_by_pair(model):
+    pairs = [curved_pair(2, seed=seed)[:2] for seed in (0, 1)]
+    arguments = {
+        "similarity": mse_loss,
+        "regularizer": bending_loss,
+        "weight": 0.1,
+        "levels": (4, 2),
+        "steps": (20, 10),
+    }
+    arguments["options"] = Options(progress=False, tolerance=-math.inf)
+    fixed, moving = (torch.cat(images) for images in zip(*pairs, strict=True))
+    together = register(fixed, moving, MODELS[model](fixed_grid(2)), **arguments)
+    for k, pair in enumerate(pairs):
+        alone = register(*pair, MODELS[model](fixed_grid(2)), **arguments)
+        assert error(together.ddf[k : k + 1], alone.ddf.double()) < 0.1  # the best step of both, not of each
+        assert error(0 * alone.ddf, alone.ddf.double()) > 1
+
+
+def test_a_linear_model_takes_one_pair_at_a_time():
+    image = torch.cat([IMAGE, IMAGE + 1])
+    with sentence(ValueError, "Affine", "one pair", "2"):
+        register(image, image, Affine(SMALL), similarity=mse_loss, options=QUIET)
+
+
+@long_run
+@pytest.mark.parametrize("optimizer", [Momentum, Lbfgs, torch.optim.Adam], ids=["momentum", "lbfgs", "torch"])
+@pytest.mark.parametrize("model", [StationaryVelocity, Affine])
+def test_other_optimizers_reach_the_same_place(optimizer, model):
+    fixed, moving, truth = curved_pair(2)
+    if model is Affine:
+        picture = scene(fixed_grid(2), seed=3)
+        matrix = affine(rotation((5.0,)), (2.0, -1.0))
+        fixed, moving = draw(picture, fixed_grid(2), lambda x: apply(matrix, x) - x), draw(picture, fixed_grid(2))
+        truth = true_ddf(fixed_grid(2), lambda x: apply(matrix, x) - x)
+    result = register(
+        fixed,
+        moving,
+        model(fixed_grid(2)),
+        similarity=mse_loss,
+        regularizer=bending_loss,
+        weight=0.1,
+        steps=(150, 100, 40),
+        options=Options(progress=False, optimizer=optimizer, lr=0.5 if optimizer is Momentum else 0.2),
+    )
+    assert error(0 * truth, truth) > 2
+    assert error(result.ddf, truth) < 0.7
+
+
+def test_lbfgs_does_not_compose():
+    with sentence(ValueError, "Lbfgs", "Diffeomorphism", "StationaryVelocity"):
+        small_run(Diffeomorphism(SMALL), options=Options(progress=False, optimizer=Lbfgs))
+
+
+@long_run
+def test_a_gradient_may_be_smoothed_by_a_sobolev_filter():
+    fixed, moving, truth = curved_pair(2)
+    smooth = Options(progress=False, precondition=partial(filters.sobolev, alpha=4.0))
+    result = register(
+        fixed,
+        moving,
+        Diffeomorphism(fixed_grid(2)),
+        similarity=mse_loss,
+        regularizer=bending_loss,
+        weight=0.1,
+        options=smooth,
+    )
+    assert error(result.ddf, truth) < 0.5
+
+
+def test_a_callback_sees_each_step_and_may_end_a_level():
+    seen = []
+
+    def watch(record, transform):
+        seen.append((record["level"], record["step"], float(transform.velocity.detach().abs().max())))
+        return record["step"] == 2
+
+    history = small_run(options=Options(progress=False, callback=watch)).history
+    assert [entry[:2] for entry in seen] == [(2, 0), (2, 1), (2, 2), (1, 0), (1, 1), (1, 2)]
+    assert len(history) == 6
+    assert seen[2][2] > 0
+
+
+def test_an_interrupt_returns_the_best_so_far():
+    def stop(record, transform):
+        if record["level"] == 2 and record["step"] == 3:
+            raise KeyboardInterrupt
+
+    result = small_run(options=Options(progress=False, callback=stop))
+    assert result.interrupted
+    assert len(result.history) == 4
+    assert result.ddf.shape == (1, 2, 24, 20)
+    assert largest(result.ddf) > 0.1
+    assert not small_run().interrupted
 
 
 # -- errors ----------------------------------------------------------------------
@@ -583,6 +834,39 @@ IMAGE = smooth_image((24, 20))
         ),
         (IMAGE, IMAGE, {"levels": (2, 1), "steps": (5,)}, ValueError, ("levels", "steps", "(2, 1)", "(5,)")),
         (IMAGE, IMAGE, {"levels": (), "steps": ()}, ValueError, ("levels", "steps")),
+        (IMAGE, IMAGE, {"levels": (2, Level(1, 5)), "steps": (5, 5)}, ValueError, ("levels", "steps")),
+        (torch.cat([IMAGE, IMAGE]), IMAGE, {}, ValueError, ("batch", "2", "1")),
+        (
+            IMAGE,
+            IMAGE,
+            {"landmarks": Landmarks(torch.zeros(3, 2), torch.zeros(4, 2))},
+            ValueError,
+            ("landmarks", "(3, 2)"),
+        ),
+        (
+            IMAGE,
+            IMAGE,
+            {"landmarks": Landmarks(*[torch.full((3, 2), torch.nan)] * 2)},
+            ValueError,
+            ("landmarks", "NaN"),
+        ),
+        (
+            IMAGE,
+            IMAGE,
+            {"moving_grid": Grid((24, 20), affine(np.eye(2), (500.0, 0.0)))},
+            ValueError,
+            ("overlap", "align"),
+        ),
+        (
+            IMAGE,
+            IMAGE,
+            {
+                "fixed_mask": (torch.arange(24) < 4).expand(20, 24).T[None, None],
+                "moving_mask": (torch.arange(24) > 18).expand(20, 24).T[None, None],
+            },
+            ValueError,
+            ("overlap", "mask"),
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(fixed, moving, changes, error, words, no_jaxtyping):

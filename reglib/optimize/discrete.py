@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 from typing import NamedTuple
 
 import torch
@@ -17,9 +17,10 @@ from .. import field, filters
 from ..grid import Grid, per_axis
 from ..transforms import Affine, DenseDisplacement, Sequential, Transform
 from .descent import Record, Registration
-from .levels import Images, Level, Scene, _shrink, checked_scene
+from .levels import Images, Level, Scene, checked_scene, shrink
 
 COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of the papers
+HIDDEN = 0.03  # what a displacement out of the moving mask costs, from the best within it, 0, to their average, 1
 CHUNK = 512  # control points whose costs are compared at once: they stay in the processor's cache
 
 
@@ -101,8 +102,8 @@ def coupled_convex(
             with `lambda image: image`.
         stride: distance of control points, voxels of the fixed grid; rounded so that both ends have one.
         radius: how far to search, control points each way; memory grows with (2 radius + 1)^d / stride^d.
-        fixed_mask, moving_mask: where to compare, values 0 to 1. Beyond the moving one a displacement costs what it
-            costs on average, outside the fixed one nothing.
+        fixed_mask, moving_mask: where to compare, values 0 to 1. What leads out of the moving one costs a
+            little more than the best within; what lies outside the fixed one follows its neighbors.
         start: a map, normally linear, that is applied once before the search and kept as it is.
 
     Returns: a `DenseDisplacement` on the fixed grid, after `start` if given. The history has one record a coupling;
@@ -212,14 +213,14 @@ def _checked_features(features: Callable[[Tensor], Tensor], image: Tensor, name:
 def _coarse(values: Tensor, mask: Tensor | None, control: Sequence[int]) -> _Seen:
     grid = Grid(control)
     weight = None if mask is None else mask.to(values.dtype)
-    return _Seen(_shrink(values, weight, grid), None if weight is None else _shrink(weight, None, grid))
+    return _Seen(shrink(values, weight, grid), None if weight is None else shrink(weight, None, grid))
 
 
 # -- the costs of all displacements ---------------------------------------------------------------------------------
 def _costs(fixed: _Seen, moving: _Seen, radii: Sequence[int], bar: tqdm) -> Tensor:
     """(b, n, *control), one displacement after another, each a shifted view of the moving features."""
     a, shape = fixed.features, fixed.features.shape[2:]
-    costs = a.new_empty(len(a), prod(2 * r + 1 for r in radii), *shape)
+    costs = a.new_empty(len(a), math.prod(2 * r + 1 for r in radii), *shape)
     difference = torch.empty_like(a)
     for k, shifted in enumerate(_shifts(moving.features, radii)):
         torch.sub(a, shifted, out=difference)
@@ -245,14 +246,20 @@ def _table(radii: Sequence[int]) -> Tensor:
 
 
 def _discount(costs: Tensor, mask: Tensor, radii: Sequence[int]) -> None:
-    """Let a displacement that leads out of the mask cost, in place, what those within it cost on average."""
+    """Let a displacement that leads out of the mask cost, in place, a little more than the best within it.
+
+    Were it average, points whose match is hidden would flee to wrong matches; so it is the neighbors who decide.
+    """
     total, count = torch.zeros_like(costs[:, 0]), torch.zeros_like(costs[:, 0])
+    least = torch.full_like(total, math.inf)
     for k, weight in enumerate(_shifts(mask, radii)):
         total.addcmul_(costs[:, k], weight[:, 0])
         count.add_(weight[:, 0])
-    typical = total.div_(count.clamp_(min=1e-6))
+        torch.minimum(least, torch.where(weight[:, 0] > 0.5, costs[:, k], math.inf), out=least)
+    mean = total.div_(count.clamp_(min=1e-6))
+    hidden = torch.where(least.isfinite(), torch.lerp(least, mean, HIDDEN), mean)
     for k, weight in enumerate(_shifts(mask, radii)):
-        torch.lerp(typical, costs[:, k], weight[:, 0], out=costs[:, k])
+        torch.lerp(hidden, costs[:, k], weight[:, 0], out=costs[:, k])
 
 
 # -- the choice among them ------------------------------------------------------------------------------------------
@@ -262,7 +269,7 @@ def _search_batch(
     """The fields (b, d, *control) of all pairs, one after the other to save memory, and the mean of their records."""
     fields, histories = [], []
     batch, directions = len(fixed.features), 2 if options.consistency else 1
-    total = batch * directions * prod(2 * r + 1 for r in radii)
+    total = batch * directions * math.prod(2 * r + 1 for r in radii)
     with tqdm(total=total, desc="coupled_convex", disable=not options.progress, leave=False) as bar:
         for k in range(batch):
             u, records = _search(fixed.of(k), moving.of(k), radii, options.couplings, bar)
@@ -281,13 +288,15 @@ def _search(
     """The smooth field (1, d, *control) of one pair, steps of the lattice, and a record a coupling."""
     costs = _costs(fixed, moving, radii, bar)
     spread = float((costs.mean(1) - costs.amin(1)).mean())
-    if not spread > 0:
+    rounding = (32 * torch.finfo(costs.dtype).eps) ** 2 * float(fixed.features.square().sum(1).mean())
+    if not spread > rounding:
         raise ValueError(
             "the features cost the same for every displacement, so there is nothing to choose. Do the images and masks "
             "overlap?"
         )
     costs.div_(spread if fixed.mask is None else spread / float(fixed.mask.mean()))
     smooth = costs.new_zeros(1, len(radii), *costs.shape[2:])
+    votes = torch.ones_like(smooth[:, :1]) if fixed.mask is None else fixed.mask.clamp(min=1e-3)
     records = []
     for step, coupling in enumerate(couplings):
         chosen, cost = _choose(costs, smooth, coupling, radii)
@@ -301,7 +310,7 @@ def _search(
                 "regularizer": apart,
             }
         )
-        smooth = filters.box(chosen, window=3) / filters.box(torch.ones_like(chosen[:, :1]), window=3)
+        smooth = filters.box(votes * chosen, window=3) / filters.box(votes, window=3)
     return smooth, records
 
 

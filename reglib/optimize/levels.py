@@ -14,6 +14,7 @@ from ..grid import Grid, require_on_grid
 from ..transforms import Transform
 
 WHOLE = 0.99  # share of the fixed grid from which on the moving image counts as seen everywhere
+FAINT = 0.05  # weight of a mask below which a voxel is only the blur of others
 SMALLEST_LEVEL = 8  # voxels along an axis that a level never goes below
 
 
@@ -103,25 +104,37 @@ class Scene:
         return self._shrunk(grid, moving_grid, level.smoothing_mm)
 
     def _shrunk(self, grid: Grid, moving_grid: Grid, smoothing_mm: float) -> Scene:
-        made: dict[int, Tensor] = {}  # an image that several terms share is made once
+        made: dict[tuple[int, bool], Tensor] = {}  # an image that several terms share is made once
 
         def small(image: Tensor, mask: Tensor | None, target: Grid) -> Tensor:
-            if id(image) not in made:
-                made[id(image)] = _smooth(_shrink(image, mask, target), mask, target, smoothing_mm)
-            return made[id(image)]
+            key = (id(image), target is moving_grid)
+            if key not in made:
+                made[key] = _smooth(shrink(image, mask, target), mask, target, smoothing_mm)
+            return made[key]
 
         images = tuple(
             Images(small(pair.fixed, self.fixed_mask, grid), small(pair.moving, self.moving_mask, moving_grid))
             for pair in self.images
         )
-        fixed_mask = None if self.fixed_mask is None else _shrink(self.fixed_mask, None, grid)
-        moving_mask = None if self.moving_mask is None else _shrink(self.moving_mask, None, moving_grid)
+        fixed_mask = None if self.fixed_mask is None else shrink(self.fixed_mask, None, grid)
+        moving_mask = None if self.moving_mask is None else shrink(self.moving_mask, None, moving_grid)
         return Scene(grid, moving_grid, images, fixed_mask, moving_mask)
 
     def seen_by(self, ddf: Tensor) -> Scene:
-        """The same, knowing whether the moving image fills the fixed grid under the field it starts from."""
-        share = float(field.valid_mask(ddf, **self.grids).float().mean())
-        return replace(self, crop=share < WHOLE)
+        """The same, knowing whether the moving image fills the fixed grid under the field it starts from.
+
+        Raises: ValueError if nothing would be compared.
+        """
+        inside = field.valid_mask(ddf, **self.grids)
+        scene = replace(self, crop=float(inside.float().mean()) < WHOLE)
+        mask = scene.mask(ddf)
+        if mask is not None and not bool((mask > FAINT).flatten(1).any(1).all()):
+            masked = "" if self.fixed_mask is None and self.moving_mask is None else " within their masks"
+            raise ValueError(
+                f"the images do not overlap{masked} where the registration starts; begin with optimize.align or check "
+                "the headers."
+            )
+        return scene
 
     @torch.no_grad()
     def warped_once(self, frozen: Transform, mode: field.Mode) -> Scene:
@@ -143,7 +156,7 @@ class Scene:
         return Scene(self.grid, self.grid, images, self.fixed_mask, None if whole else seen)
 
 
-def _shrink(image: Tensor, weight: Tensor | None, grid: Grid) -> Tensor:
+def shrink(image: Tensor, weight: Tensor | None, grid: Grid) -> Tensor:
     """An image on a coarser grid; what the mask leaves out does not leak into its neighbors."""
     if tuple(image.shape[2:]) == grid.shape:
         return image
@@ -159,7 +172,7 @@ def _smooth(image: Tensor, weight: Tensor | None, grid: Grid, sigma_mm: float) -
     sigma = [sigma_mm / s for s in grid.spacing]
     if weight is None:
         return filters.gaussian(image, sigma=sigma)
-    small = _shrink(weight, None, grid)
+    small = shrink(weight, None, grid)
     return filters.gaussian(image * small, sigma=sigma) / filters.gaussian(small, sigma=sigma).clamp(min=1e-6)
 
 

@@ -18,7 +18,7 @@ from .descent import Options, register
 from .levels import Images, Level, Scene, checked_scene
 from .objective import Loss
 
-CLEARLY = 0.25  # share of the similarity by which a turned start must beat the straight ones: heads look alike turned
+CLEARLY = 0.25  # of the range of scores, by which a turned start must beat the straight ones: heads look alike turned
 TRIED = 3  # starts that are followed a little before one is chosen
 LARGEST_GROWTH = 2.5  # in volume, between two scans of one body part; a fit beyond it has zoomed into a detail
 JUDGED = 32  # voxels along the longest axis at which starts are compared
@@ -71,8 +71,7 @@ def align(
     whole_way = [(factor / min(levels), count) for factor, count in zip(levels, steps, strict=True)]
     if not models:
         return Translation(grid, matrix=min(_shifts(scene), key=search.score))
-    straight, turned = (search.best_start(of, coarse[0][0]) for of in (_shifts(scene), _turned(scene, turn_deg)))
-    chosen: Linear = Translation(grid, matrix=straight if search.is_close(straight, turned) else turned)
+    chosen: Linear = Translation(grid, matrix=search.best_start(_shifts(scene), _turned(scene, turn_deg), coarse[0][0]))
     for k, model in enumerate(models):
         chosen = search.step(chosen, model, whole_way if k == len(models) - 1 else coarse)
     if refine is not None:
@@ -85,33 +84,49 @@ class _Search:
 
     def __init__(self, scene: Scene, similarity: Loss, options: Options) -> None:
         self.scene, self.similarity, self.options = scene, similarity, options
-        self.judged = scene.at(Level(max(1.0, max(scene.grid.shape) / JUDGED)))
+        self.judged = replace(scene.at(Level(max(1.0, max(scene.grid.shape) / JUDGED))), crop=True)
 
     @torch.no_grad()
     def score(self, matrix: Tensor) -> float:
         """The similarity under a matrix, on coarse images; what lies beyond the moving image counts as 0."""
-        (images,), grid = self.judged.images, self.judged.grid
-        ddf = field.affine_ddf(matrix, grid, dtype=images.fixed.dtype).to(images.fixed.device)
-        warped = field.warp(images.moving, ddf, padding="zeros", **self.judged.grids)
+        (images,) = self.judged.images
+        warped = field.warp(images.moving, self._ddf(matrix), padding="zeros", **self.judged.grids)
         return float(self.similarity(warped, images.fixed))
 
-    def best_start(self, matrices: Sequence[Tensor], factor: float) -> Tensor:
-        """Of many matrices, the one that leads furthest down, after a way down from there."""
-        ranked = sorted(matrices, key=self.score)[:TRIED]
-        return min([*ranked, *(self.follow(matrix, Rigid, [(factor, 30)]) for matrix in ranked)], key=self.score)
+    @torch.no_grad()
+    def compared(self, matrix: Tensor) -> tuple[float, float]:
+        """The similarity as `register` sees it, where both images are, and the share of the fixed grid that this is."""
+        (images,), ddf = self.judged.images, self._ddf(matrix)
+        mask = self.judged.mask(ddf)
+        weight = field.valid_mask(ddf, **self.judged.grids).to(ddf.dtype) if mask is None else mask
+        return float(self.similarity(self.judged.warp(images, ddf), images.fixed, mask=weight)), float(weight.mean())
 
-    def is_close(self, straight: Tensor, turned: Tensor) -> bool:
-        """Whether a start without a turn is as good as one with a turn, which must be clearly better to be believed."""
-        known = self.score(straight)
-        return self.score(turned) > known - CLEARLY * abs(known)
+    def _ddf(self, matrix: Tensor) -> Tensor:
+        (images,) = self.judged.images
+        return field.affine_ddf(matrix, self.judged.grid, dtype=images.fixed.dtype).to(images.fixed.device)
+
+    def best_start(self, straight: Sequence[Tensor], turned: Sequence[Tensor], factor: float) -> Tensor:
+        """The start that leads furthest down; one with a turn must lead clearly further to be believed."""
+        (start, low, high), (other, turned_low, turned_high) = (self._furthest(of, factor) for of in (straight, turned))
+        clearly = CLEARLY * (max(high, turned_high) - low)
+        return other if turned_low < low - clearly else start
+
+    def _furthest(self, matrices: Sequence[Tensor], factor: float) -> tuple[Tensor, float, float]:
+        """Of many matrices, or where the best of them lead: the best, its score, and the worst score seen."""
+        ranked = sorted((self.score(matrix), k) for k, matrix in enumerate(matrices))
+        near = [matrices[k] for _, k in ranked[:TRIED]]
+        reached = [*near, *(self.follow(matrix, Rigid, [(factor, 30)]) for matrix in near)]
+        best = min(reached, key=self.score)
+        return best, self.score(best), ranked[-1][0]
 
     def step(self, linear: Linear, model: type[Linear], plan: Sequence[tuple[float, int]]) -> Linear:
         """The model fitted from a linear map, or that map if the images are less alike after it, or one collapses."""
         start = linear.matrix().detach().cpu()
         reached = self.follow(start, model, plan)
         growth = float(torch.linalg.det(reached[:-1, :-1]) / torch.linalg.det(start[:-1, :-1]))
-        plausible = 1 / LARGEST_GROWTH < growth < LARGEST_GROWTH
-        return model(linear.grid, matrix=reached) if plausible and self.score(reached) <= self.score(start) else linear
+        (before, seen), (after, still_seen) = self.compared(start), self.compared(reached)
+        plausible = 1 / LARGEST_GROWTH < growth < LARGEST_GROWTH and still_seen > seen / 2
+        return model(linear.grid, matrix=reached) if plausible and after <= before else linear
 
     def follow(self, matrix: Tensor, model: type[Linear], plan: Sequence[tuple[float, int]]) -> Tensor:
         """Where a model descends to from a matrix."""
