@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -42,9 +43,9 @@ def align(
     """A linear map on `grid` that lays `moving` onto `fixed`, from wherever the headers leave them.
 
     The headers, the grids' centers, the centers of mass and every way to lay the principal axes on each other are
-    compared on coarse images, and the best few followed for a while. Headers are believed unless a turn is clearly
-    better. From there each model is fitted in turn. One that ends less alike than it began, or multiplies the volume by
-    more than 2.5, is left out, so that the result is never less alike than the headers.
+    compared on coarse images, and the best few followed for a while; from there each model is fitted in turn. Headers
+    are believed unless a turn ends clearly better. A model that ends less alike than it began, or multiplies the volume
+    by more than 2.5, is left out, so that the result is never less alike than the headers.
 
     Args:
         fixed, moving: on `grid` and `moving_grid` (default the same), in one range of intensities, such as 0 to 1.
@@ -67,16 +68,25 @@ def align(
     scene = whole.at(Level(min(levels)))
     quiet = replace(options or Options(), callback=None)  # a callback counts the steps of one descent, not of many
     search = _Search(scene, similarity, quiet)
-    coarse = [(max(levels) / min(levels), max(steps))]
-    whole_way = [(factor / min(levels), count) for factor, count in zip(levels, steps, strict=True)]
+    plan = [(factor / min(levels), count) for factor, count in zip(levels, steps, strict=True)]
     if not models:
         return Translation(grid, matrix=min(_shifts(scene), key=search.score))
-    chosen: Linear = Translation(grid, matrix=search.best_start(_shifts(scene), _turned(scene, turn_deg), coarse[0][0]))
-    for k, model in enumerate(models):
-        chosen = search.step(chosen, model, whole_way if k == len(models) - 1 else coarse)
+    straight, turned = (search.furthest(of, grid, models, plan[0]) for of in (_shifts(scene), _turned(scene, turn_deg)))
+    clearly = CLEARLY * (max(straight.worst, turned.worst) - straight.score)
+    chosen = turned.linear if turned.score < straight.score - clearly else straight.linear
+    if plan[1:]:
+        chosen = search.step(chosen, models[-1], plan[1:])
     if refine is not None:
-        chosen = _Search(scene, refine, quiet).step(chosen, models[-1], whole_way[-1:])
+        chosen = _Search(scene, refine, quiet).step(chosen, models[-1], plan[-1:])
     return chosen
+
+
+class _Reached(NamedTuple):
+    """Where a group of starts led, its score, and the worst score among them."""
+
+    linear: Linear
+    score: float
+    worst: float
 
 
 class _Search:
@@ -84,47 +94,46 @@ class _Search:
 
     def __init__(self, scene: Scene, similarity: Loss, options: Options) -> None:
         self.scene, self.similarity, self.options = scene, similarity, options
-        self.judged = replace(scene.at(Level(max(1.0, max(scene.grid.shape) / JUDGED))), crop=True)
+        self.judged = scene.at(Level(max(1.0, max(scene.grid.shape) / JUDGED)))
 
     @torch.no_grad()
     def score(self, matrix: Tensor) -> float:
         """The similarity under a matrix, on coarse images; what lies beyond the moving image counts as 0."""
         (images,) = self.judged.images
-        warped = field.warp(images.moving, self._ddf(matrix), padding="zeros", **self.judged.grids)
+        warped = field.warp(images.moving, self._ddf(matrix, self.judged), padding="zeros", **self.judged.grids)
         return float(self.similarity(warped, images.fixed))
 
+    def _ddf(self, matrix: Tensor, scene: Scene) -> Tensor:
+        (images,) = scene.images
+        return field.affine_ddf(matrix, scene.grid, dtype=images.fixed.dtype).to(images.fixed.device)
+
     @torch.no_grad()
-    def compared(self, matrix: Tensor) -> tuple[float, float]:
+    def compared(self, matrix: Tensor, factor: float) -> tuple[float, float]:
         """The similarity as `register` sees it, where both images are, and the share of the fixed grid that this is."""
-        (images,), ddf = self.judged.images, self._ddf(matrix)
-        mask = self.judged.mask(ddf)
-        weight = field.valid_mask(ddf, **self.judged.grids).to(ddf.dtype) if mask is None else mask
-        return float(self.similarity(self.judged.warp(images, ddf), images.fixed, mask=weight)), float(weight.mean())
+        scene = replace(self.scene.at(Level(factor)), crop=True)
+        (images,), ddf = scene.images, self._ddf(matrix, scene)
+        mask = scene.mask(ddf)
+        assert mask is not None  # a scene with `crop` has one
+        return float(self.similarity(scene.warp(images, ddf), images.fixed, mask=mask)), float(mask.mean())
 
-    def _ddf(self, matrix: Tensor) -> Tensor:
-        (images,) = self.judged.images
-        return field.affine_ddf(matrix, self.judged.grid, dtype=images.fixed.dtype).to(images.fixed.device)
-
-    def best_start(self, straight: Sequence[Tensor], turned: Sequence[Tensor], factor: float) -> Tensor:
-        """The start that leads furthest down; one with a turn must lead clearly further to be believed."""
-        (start, low, high), (other, turned_low, turned_high) = (self._furthest(of, factor) for of in (straight, turned))
-        clearly = CLEARLY * (max(high, turned_high) - low)
-        return other if turned_low < low - clearly else start
-
-    def _furthest(self, matrices: Sequence[Tensor], factor: float) -> tuple[Tensor, float, float]:
-        """Of many matrices, or where the best of them lead: the best, its score, and the worst score seen."""
+    def furthest(
+        self, matrices: Sequence[Tensor], grid: Grid, models: Sequence[type[Linear]], at: tuple[float, int]
+    ) -> _Reached:
+        """Every model in turn, from the best of the matrices and of where the first model leads from them."""
         ranked = sorted((self.score(matrix), k) for k, matrix in enumerate(matrices))
         near = [matrices[k] for _, k in ranked[:TRIED]]
-        reached = [*near, *(self.follow(matrix, Rigid, [(factor, 30)]) for matrix in near)]
-        best = min(reached, key=self.score)
-        return best, self.score(best), ranked[-1][0]
+        best = min([*near, *(self.follow(matrix, models[0], [(at[0], at[1] // 2)]) for matrix in near)], key=self.score)
+        linear: Linear = Translation(grid, matrix=best)
+        for model in models:
+            linear = self.step(linear, model, [at])
+        return _Reached(linear, self.score(linear.matrix().detach().cpu()), ranked[-1][0])
 
     def step(self, linear: Linear, model: type[Linear], plan: Sequence[tuple[float, int]]) -> Linear:
         """The model fitted from a linear map, or that map if the images are less alike after it, or one collapses."""
         start = linear.matrix().detach().cpu()
         reached = self.follow(start, model, plan)
         growth = float(torch.linalg.det(reached[:-1, :-1]) / torch.linalg.det(start[:-1, :-1]))
-        (before, seen), (after, still_seen) = self.compared(start), self.compared(reached)
+        (before, seen), (after, still_seen) = (self.compared(matrix, plan[-1][0]) for matrix in (start, reached))
         plausible = 1 / LARGEST_GROWTH < growth < LARGEST_GROWTH and still_seen > seen / 2
         return model(linear.grid, matrix=reached) if plausible and after <= before else linear
 
