@@ -16,6 +16,8 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import Abort, TyperException
 
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
 app = typer.Typer(
     name="reglib",
     add_completion=False,
@@ -39,6 +41,9 @@ class Similarity(StrEnum):
     ncc = "ncc"
     mse = "mse"
     mi = "mi"
+    nmi = "nmi"
+    ngf = "ngf"
+    mind = "mind"
 
 
 class Quality(StrEnum):
@@ -99,6 +104,8 @@ def register(
     )
     metrics = pipeline.register_case(case, settings, out, device=_device(device, threads))
     _say(metrics, out)
+    if metrics["interrupted"]:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()
@@ -183,9 +190,11 @@ def _device(device: Device, threads: int | None) -> Any:
 
 
 def _say(metrics: dict[str, Any], out: Path) -> None:
-    shown = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+    shown = {k: v for k, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     for name, value in shown.items():
         print(f"{name:>20}  {value:.4g}")
+    for sentence in metrics.get("warnings", ()):
+        print(f"reglib: warning: {sentence}", file=sys.stderr)
     print(out)
 
 
@@ -198,13 +207,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warning
-            return int(command.main(args=arguments or ["--help"], prog_name="reglib", standalone_mode=False) or 0)
+            status = command.main(args=arguments or ["--help"], prog_name="reglib", standalone_mode=False) or 0
     except TyperException as error:
         return _fail(error.format_message())
     except (Abort, KeyboardInterrupt):
-        return _fail("stopped; files that were already written are whole.", status=130)
+        status = INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         return _fail(str(error))
+    if status == INTERRUPTED:
+        return _fail("stopped; files that were already written are whole.", status=INTERRUPTED)
+    return int(status)
 
 
 def _keep_freed_memory() -> None:

@@ -6,6 +6,7 @@ Everything is read and checked before any work; a file is written whole or not a
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import shlex
 import sys
@@ -23,22 +24,56 @@ from torch import Tensor
 
 from . import field, io, losses, metrics, transforms
 from .grid import Axes, Grid, GridMismatchError
-from .optimize import Options, Registration, Term, align, register
+from .optimize import Level, Options, Registration, Term, align, register
+from .optimize.levels import Images, checked_scene
 
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
 # would reward zooming into a flat patch until its noise fills the histogram
 MUTUAL_INFORMATION = partial(losses.mi_loss, warped_range=UNIT, fixed_range=UNIT)
-SIMILARITIES: dict[str, Callable[..., Tensor]] = {
-    "lncc": partial(losses.lncc_loss, window=7),
-    "ncc": losses.ncc_loss,
-    "mse": losses.mse_loss,
-    "mi": MUTUAL_INFORMATION,
+LOCAL, WHOLE = 1.5, 6.0
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A loss, the weight of SMOOTH beside it, and how smooth its gradient must end at full resolution, in voxels.
+
+    What is computed from the whole image at once, such as a histogram, has a gradient that is noise from voxel to
+    voxel; what looks at neighborhoods is smooth by itself.
+    """
+
+    loss: Callable[..., Tensor]
+    weight: float
+    last_sigma: float
+
+
+SIMILARITIES = {
+    "lncc": Similarity(partial(losses.lncc_loss, window=7, flat=0.02), 1.0, LOCAL),
+    "ncc": Similarity(losses.ncc_loss, 2.0, WHOLE),
+    "mse": Similarity(losses.mse_loss, 0.4, WHOLE),
+    "mi": Similarity(MUTUAL_INFORMATION, 4.0, WHOLE),
+    "nmi": Similarity(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 2.0, WHOLE),
+    "ngf": Similarity(losses.ngf_loss, 1.0, LOCAL),
+    "mind": Similarity(losses.mind_loss, 1.0, LOCAL),
 }
-STEPS = {"fast": (30, 40, 15), "accurate": (30, 40, 60)}  # of the deformable part, coarse to fine
-FINEST = 128  # voxels along the longest axis above which the full resolution is left out
-SMOOTH = (Term(losses.diffusion_loss, 0.1), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
+SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
 SMOOTH_VELOCITY = Term(losses.diffusion_loss, 0.25)  # which has no volumes of its own to keep
+FINEST = 128  # voxels along the longest axis above which the full resolution is left out
+JUDGED = 64  # voxels along the longest axis at which a result is compared with the headers
 PACKAGES = ("reglib", "torch", "numpy", "nibabel")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long the deformable part may take: the most steps of each level, coarse to fine, and how they are taken."""
+
+    steps: tuple[int, int, int]
+    lr: float
+    first_sigma: float
+
+
+PACES = {"fast": Pace((15, 20, 15), lr=0.4, first_sigma=3.0), "accurate": Pace((30, 40, 60), lr=0.2, first_sigma=8.0)}
+FINEST_SIGMA = 0.8  # voxels of a level
+TOLERANCE = 4e-3  # a level ends when ten steps gain less than this share of the loss
 
 
 @dataclass(frozen=True)
@@ -140,7 +175,9 @@ def register_case(case: Case, settings: Settings, out: Path, *, device: torch.de
         measured = _measure(case, result.ddf, warped=warped)
         for job in jobs:
             job.result()  # raises what went wrong
+    warnings = _doubts(case, result, settings, measured)
     summary = {"seconds": time.perf_counter() - start, "peak_mb": peak_mb(), **measured}
+    summary |= {"warnings": warnings, "interrupted": result.interrupted}
     io.save_json(out / "metrics.json", summary)
     io.save_json(out / "provenance.json", provenance(case.files))
     return summary
@@ -153,19 +190,23 @@ def register_pair(case: Case, settings: Settings) -> Registration:
     linear = _align(fixed, moving, case, settings, options)
     if settings.transform in ("affine", "rigid"):
         return _still(linear, case, fixed, moving)
-    levels = _levels(case.fixed_grid, 16)[-3:]
+    levels, pace = _levels(case.fixed_grid, 16)[-3:], PACES[settings.quality]
+    similarity = SIMILARITIES[settings.similarity]
+    # The image's own noise is in its own voxels, and levels that are coarser have less of it.
+    sigmas = (pace.first_sigma, max(similarity.last_sigma / min(levels), FINEST_SIGMA))
     return register(
         fixed,
         moving,
         transforms.Sequential(linear.freeze(), _deformable(settings.transform, case.fixed_grid)),
-        similarity=SIMILARITIES[settings.similarity],
+        similarity=similarity.loss,
         regularizer=SMOOTH_VELOCITY if settings.transform == "svf" else SMOOTH,
+        weight=similarity.weight,
         levels=levels,
-        steps=STEPS[settings.quality][-len(levels) :],
+        steps=pace.steps[-len(levels) :],
         moving_grid=case.moving_grid,
         fixed_mask=case.fixed_mask,
         moving_mask=case.moving_mask,
-        options=replace(options, decay=0.9),
+        options=replace(options, lr=pace.lr, gradient_sigma=sigmas, decay=0.9, tolerance=TOLERANCE),
     )
 
 
@@ -182,7 +223,7 @@ def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, option
         moving,
         case.fixed_grid,
         similarity=MUTUAL_INFORMATION,
-        refine=SIMILARITIES[settings.similarity] if models and settings.similarity != "mi" else None,
+        refine=SIMILARITIES[settings.similarity].loss if models and settings.similarity != "mi" else None,
         models=models,
         moving_grid=case.moving_grid,
         masks=(case.fixed_mask, case.moving_mask),
@@ -205,6 +246,41 @@ def _levels(grid: Grid, coarsest: float) -> list[int]:
     longest = max(grid.shape)
     factors = [f for f in (8, 4, 2, 1) if longest / f >= coarsest and (f > 1 or longest <= FINEST)]
     return factors or [1]
+
+
+def _doubts(case: Case, result: Registration, settings: Settings, measured: dict[str, Any]) -> list[str]:
+    """One sentence for each reason not to trust a result as it is."""
+    doubts = []
+    if result.interrupted:
+        last = result.history[-1]
+        doubts.append(f"interrupted at level {last['level']:g}, step {last['step']:g}; this is the best until then.")
+    before, after = _losses(case, result.ddf, SIMILARITIES[settings.similarity].loss)
+    if not after <= before:
+        losses_are = f"{settings.similarity} {before:.4g} before, {after:.4g} after"
+        doubts.append(f"less alike than under the headers: {losses_are}.")
+    for name, sign in (("dice", -1), ("tre_mm", 1)):
+        was, now = (measured.get(f"{name}_{when}", 0.0) for when in ("before", "after"))
+        if sign * now > sign * was:
+            doubts.append(f"{name} is worse than under the headers: {was:.4g} before, {now:.4g} after.")
+    if measured["folding_fraction"] > 0:
+        doubts.append(f"the map folds in {100 * measured['folding_fraction']:.2g} % of the image.")
+    return doubts
+
+
+@torch.no_grad()
+def _losses(case: Case, ddf: Tensor, similarity: Callable[..., Tensor]) -> list[float]:
+    """The similarity loss under the headers and under a map, on coarse images, where both are."""
+    images = Images(_unit_range(case.fixed), _unit_range(case.moving))
+    scene = checked_scene([images], case.fixed_grid, case.moving_grid, case.fixed_mask, case.moving_mask)
+    small = replace(scene.at(Level(max(1.0, max(case.fixed_grid.shape) / JUDGED))), crop=True)
+    values = []
+    for each in (torch.zeros_like(ddf), ddf):
+        coarse = field.resize_ddf(each, small.grid.shape)
+        mask = small.mask(coarse)
+        warped = small.warp(small.images[0], coarse)
+        seen = mask is None or bool(mask.any())
+        values.append(float(similarity(warped, small.images[0].fixed, mask=mask)) if seen else math.inf)
+    return values
 
 
 def _grids(case: Case) -> field.Grids:

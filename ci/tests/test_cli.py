@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import math
 import warnings
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 
-from reglib import cli, field, io, metrics, phantoms
+from reglib import cli, field, io, metrics, phantoms, pipeline
 from reglib.grid import Grid
+from reglib.optimize import Registration
+from reglib.transforms import Affine, DenseDisplacement, Sequential
 
 FILES = {
     "warped.nii.gz",
@@ -36,6 +40,8 @@ KEYS = {
     "dice_per_label",
     "tre_mm_before",
     "tre_mm_after",
+    "warnings",
+    "interrupted",
 }
 
 
@@ -90,6 +96,7 @@ def test_register_writes_every_file_and_key_and_improves(registered):
     assert values["dice_after"] > values["dice_before"] + 0.1
     assert values["folding_fraction"] == 0
     assert values["similarity_after"] > values["similarity_before"]
+    assert (values["warnings"], values["interrupted"]) == ([], False)
 
 
 def test_provenance_names_command_versions_threads_and_inputs(registered, brains):
@@ -184,6 +191,112 @@ def test_options_reach_the_registration(slices, tmp_path):
     assert cli.main(["register", *arguments, "--threads", "1", "--device", "cpu"]) == 0
     linear = np.loadtxt(tmp_path / "affine.txt")
     np.testing.assert_allclose(linear[:3, :3], np.eye(3), atol=1e-9)
+
+
+@pytest.mark.parametrize("similarity", ["nmi", "mi", "ngf", "mind"])
+def test_losses_that_know_no_contrast_align_an_inverted_brain(slices, tmp_path, similarity):
+    moving, grid = io.load_image(slices["moving"])
+    io.save_image(tmp_path / "inverted.nii.gz", torch.where(moving > 20, 720 - moving, moving), grid)
+    arguments = [str(slices["fixed"]), str(tmp_path / "inverted.nii.gz"), "-o", str(tmp_path / "out")]
+    assert cli.main(["register", *arguments, "--similarity", similarity, *labels_and_points(slices)]) == 0
+    values = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert values["tre_mm_after"] < 0.6 * values["tre_mm_before"]
+    assert values["folding_fraction"] == 0
+
+
+def test_images_whose_headers_lie_far_apart_still_meet(slices, tmp_path):
+    image = nib.load(slices["moving"])
+    far = image.affine.copy()
+    far[:2, 3] += 900
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), far), tmp_path / "far.nii.gz")
+    arguments = [str(slices["fixed"]), str(tmp_path / "far.nii.gz"), "-o", str(tmp_path / "out"), "--quality", "fast"]
+    assert cli.main(["register", *arguments]) == 0
+    values = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert values["similarity_after"] > 0.8
+    assert values["warnings"] == []
+
+
+@pytest.mark.parametrize("shape", [(5, 6), (9, 2), (4, 5, 3), (40, 30, 2)])
+@pytest.mark.parametrize("model", ["diffeo", "ffd", "affine"])
+def test_images_smaller_than_a_level_are_registered_all_the_same(tmp_path, shape, model):
+    grid = Grid(shape, np.diag([2.0] * len(shape) + [1.0]))
+    generator = torch.Generator().manual_seed(0)
+    for name in ("fixed", "moving"):
+        io.save_image(tmp_path / f"{name}.nii.gz", torch.rand(1, 1, *shape, generator=generator), grid)
+    files = [str(tmp_path / "fixed.nii.gz"), str(tmp_path / "moving.nii.gz")]
+    assert cli.main(["register", *files, "-o", str(tmp_path / "out"), "--transform", model]) == 0
+    ddf, _ = io.load_ddf(tmp_path / "out" / "ddf.nii.gz")
+    assert bool(ddf.isfinite().all())
+
+
+# -- a result that is not to be trusted -------------------------------------------------------------------------
+def test_an_interrupt_writes_the_best_so_far_and_says_so(slices, tmp_path, capsys, monkeypatch):
+    steps = []
+    known = pipeline.SIMILARITIES["lncc"]
+
+    def interrupted(warped, fixed, **masks):
+        steps.append(len(warped))
+        if len(steps) == 60:
+            raise KeyboardInterrupt
+        return known.loss(warped, fixed, **masks)
+
+    monkeypatch.setitem(pipeline.SIMILARITIES, "lncc", replace(known, loss=interrupted))
+    files = [slices["fixed"], slices["moving"]]
+    status, lines = run(["register", *files, "-o", tmp_path / "out", "--no-affine", *labels_and_points(slices)], capsys)
+    assert status == cli.INTERRUPTED
+    assert [word in line for word, line in zip(("interrupted at level", "stopped"), lines, strict=True)] == [True, True]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    values = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert values["interrupted"] is True
+    assert any("interrupted" in sentence for sentence in values["warnings"])
+    assert values["tre_mm_after"] < values["tre_mm_before"]
+
+
+def test_an_interrupt_before_there_is_a_result_leaves_nothing(slices, tmp_path, capsys, monkeypatch):
+    def interrupted(*images, **masks):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "MUTUAL_INFORMATION", interrupted)
+    status, lines = run(["register", slices["fixed"], slices["moving"], "-o", tmp_path / "out"], capsys)
+    assert status == cli.INTERRUPTED
+    assert len(lines) == 1
+    assert "stopped" in lines[0]
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_a_loss_that_becomes_nan_is_one_sentence(slices, tmp_path, capsys, monkeypatch):
+    broken = replace(pipeline.SIMILARITIES["lncc"], loss=lambda warped, fixed, mask=None: warped.sum() * math.nan)
+    monkeypatch.setitem(pipeline.SIMILARITIES, "lncc", broken)
+    status, lines = run(["register", slices["fixed"], slices["moving"], "-o", tmp_path / "out"], capsys)
+    assert (status, len(lines)) == (2, 1)
+    assert "nan" in lines[0]
+    assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+@pytest.fixture
+def astray(slices, tmp_path, monkeypatch):
+    """`register`, after which every map is off by a large wave."""
+
+    def wander(case, settings):
+        grid = case.fixed_grid
+        x = torch.arange(grid.shape[0], dtype=torch.float32)[:, None].expand(grid.shape)
+        ddf = torch.stack([9 * torch.sin(x / 4), torch.zeros_like(x)])[None]
+        model = Sequential(Affine(grid), DenseDisplacement(grid).with_values(displacement=ddf))
+        warped = field.warp(case.moving, ddf, moving_grid=case.moving_grid, fixed_grid=grid)
+        return Registration(model, ddf, warped)
+
+    monkeypatch.setattr(pipeline, "register_pair", wander)
+
+
+@pytest.mark.usefixtures("astray")
+def test_a_map_worse_than_the_headers_says_so(slices, tmp_path, capsys):
+    files = [slices["fixed"], slices["moving"]]
+    status, lines = run(["register", *files, "-o", tmp_path / "out", *labels_and_points(slices)], capsys)
+    assert status == 0
+    sentences = json.loads((tmp_path / "out" / "metrics.json").read_text())["warnings"]
+    for words in ("less alike than under the headers: lncc", "dice is worse", "tre_mm is worse", "the map folds in"):
+        assert sum(words in sentence for sentence in sentences) == 1
+        assert sum(words in line for line in lines) == 1
 
 
 # -- bad input --------------------------------------------------------------------------------------------------

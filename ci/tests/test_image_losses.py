@@ -53,7 +53,7 @@ def pair(shape, *, dtype=torch.float64, batch=1):
     return 0.8 * first + 0.4 * other, first
 
 
-def numpy_windowed(w, f, kernel):
+def numpy_windowed(w, f, kernel, *, floor=0.0):
     """Mean squared local correlation under any kernel, borders cut, by SciPy's convolution."""
     count = convolve(np.ones_like(w), kernel, mode="constant")
 
@@ -61,7 +61,7 @@ def numpy_windowed(w, f, kernel):
         return convolve(x, kernel, mode="constant") / count
 
     cov, vw, vf = mean(w * f) - mean(w) * mean(f), mean(w * w) - mean(w) ** 2, mean(f * f) - mean(f) ** 2
-    return 1 - np.mean(cov**2 / (vw * vf))
+    return 1 - np.mean(cov**2 / (vw * vf + floor))
 
 
 # -- windows -----------------------------------------------------------------------------------------------------
@@ -158,6 +158,58 @@ def test_wrong_sums_are_refused(no_jaxtyping):
     with sentence(ValueError, "fixed_sums", "warped_mask"):
         lncc_loss(warped, fixed, fixed_sums=sums, warped_mask=torch.ones_like(warped))
     assert float(lncc_loss(warped, fixed, fixed_sums=sums)) == float(lncc_loss(warped, fixed, window=5))
+
+
+def flat_and_textured():
+    """Two images that agree on strong texture in their lower half, and hold unrelated faint noise in the upper."""
+    generator = torch.Generator().manual_seed(0)
+    texture = smooth_image((24, 20), seed=0).double()
+    noise = 0.05 * torch.randn(2, *texture.shape, generator=generator, dtype=torch.float64)
+    lower = torch.arange(24)[:, None] < 12
+    return torch.where(lower, texture, noise[0]), torch.where(lower, texture, noise[1])
+
+
+def test_flat_keeps_faint_noise_from_counting():
+    warped, fixed = flat_and_textured()
+    gradients = []
+    for flat in (1e-5, 0.02):
+        moved = warped.clone().requires_grad_()
+        lncc_loss(moved, fixed, window=5, flat=flat).backward()
+        gradients.append(moved.grad[:, :, 15:].abs().mean())
+    assert gradients[1] < 0.1 * gradients[0]
+    assert float(lncc_loss(fixed[:, :, :10], fixed[:, :, :10], window=5, flat=1e-5)) < 1e-3
+
+
+@pytest.mark.parametrize("flat", [0.0, 0.02, 0.5])
+def test_flat_is_a_share_of_each_images_variance(flat):
+    """cc = cov^2 / (var W var F + floors), its floors `flat` of the variance of the whole image."""
+    warped, fixed = pair(SHAPES[2])
+    floor = flat**2 * float(warped.var(correction=0) * fixed.var(correction=0))
+    expected = numpy_windowed(warped.numpy()[0, 0], fixed.numpy()[0, 0], np.ones((5, 5)), floor=floor)
+    assert abs(float(lncc_loss(warped, fixed, window=5, flat=flat)) - expected) < 1e-5
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_gradient_is_exact_where_flat_counts(masked):
+    warped, fixed = pair((5, 4, 3), batch=2)
+    mask = (smooth_image((5, 4, 3), seed=3).double().clamp(-0.5, 0.5) + 0.5) if masked else None
+    arguments = (warped.requires_grad_(), fixed.requires_grad_())
+    assert gradcheck(lambda w, f: lncc_loss(w, f, window=3, mask=mask, flat=0.3), arguments)
+
+
+def test_sums_made_before_keep_their_flat():
+    warped, fixed = pair(SHAPES[2])
+    sums = lncc_sums(fixed, 5, flat=0.1)
+    assert float(lncc_loss(warped, fixed, fixed_sums=sums)) == float(lncc_loss(warped, fixed, window=5, flat=0.1))
+    prepared = lncc_loss.prepare(fixed, window=5, flat=0.1)["fixed_sums"]
+    assert prepared.flat == 0.1
+
+
+@pytest.mark.parametrize("flat", [-0.1, 1.0])
+def test_flat_must_be_a_share(flat):
+    warped, fixed = pair(SHAPES[2])
+    with sentence(ValueError, "flat must be a share", str(flat)):
+        lncc_loss(warped, fixed, flat=flat)
 
 
 def test_monai_and_this_library_differ_where_the_docstring_says():

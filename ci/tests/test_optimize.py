@@ -782,6 +782,45 @@ def test_a_gradient_may_be_smoothed_by_a_sobolev_filter():
     assert error(result.ddf, truth) < 0.5
 
 
+def test_a_pair_of_sigmas_moves_large_parts_first(monkeypatch):
+    """Geometrically from the first to the last within each level."""
+    used = []
+    blur = filters.gaussian
+
+    def spy(image, *, sigma, **given):
+        used.append(sigma)
+        return blur(image, sigma=sigma, **given)
+
+    monkeypatch.setattr("reglib.optimize.descent.filters.gaussian", spy)
+    options = Options(progress=False, gradient_sigma=(8.0, 0.5), tolerance=-math.inf)
+    small_run(DenseDisplacement(SMALL), levels=(2, 1), steps=(5, 3), options=options)
+    expected = [8.0, 4.0, 2.0, 1.0, 0.5, 8.0, 2.0, 0.5]
+    np.testing.assert_allclose([s for s in used if isinstance(s, float)], expected, rtol=1e-12)
+
+
+@long_run
+def test_a_falling_sigma_registers_as_well_as_a_steady_one():
+    fixed, moving, truth = curved_pair(2)
+    found = {}
+    for sigma in (1.5, (8.0, 0.8)):
+        found[sigma] = register(
+            fixed,
+            moving,
+            Diffeomorphism(fixed_grid(2)),
+            similarity=mse_loss,
+            regularizer=bending_loss,
+            weight=0.1,
+            options=Options(progress=False, gradient_sigma=sigma),
+        ).ddf
+    assert error(found[(8.0, 0.8)], truth) < max(0.5, 1.2 * error(found[1.5], truth))
+
+
+@pytest.mark.parametrize("sigma", [-1.0, (2.0, -1.0), (2.0, 0.0), (0.0, 2.0)])
+def test_sigmas_of_a_gradient_are_not_negative(sigma):
+    with sentence(ValueError, "gradient_sigma at least 0 (two: above 0)", str(sigma)):
+        Options(gradient_sigma=sigma)
+
+
 def test_a_callback_sees_each_step_and_may_end_a_level():
     seen = []
 

@@ -25,7 +25,8 @@ class LocalSums(NamedTuple):
     values: Tensor  # the image, centered and scaled to [-1, 1], times its weight
     mean: Tensor
     variance: Tensor
-    floor: Tensor  # a variance below this cannot be told from rounding
+    floor: Tensor  # a variance below this counts as flat
+    flat: float  # its share of the image's own variance
 
 
 def as_window(window: WindowLike) -> LocalWindow:
@@ -34,25 +35,29 @@ def as_window(window: WindowLike) -> LocalWindow:
 
 
 def lncc_sums(
-    fixed: Float[Tensor, "b c *s"], window: WindowLike, *, mask: Shaped[Tensor, "#b 1 *s"] | None = None
+    fixed: Float[Tensor, "b c *s"],
+    window: WindowLike,
+    *,
+    mask: Shaped[Tensor, "#b 1 *s"] | None = None,
+    flat: float = FLAT,
 ) -> LocalSums:
     """Local count, mean and variance of the fixed image, to hand to `lncc_loss(fixed_sums=...)` in a loop."""
     check_pair(fixed, fixed, mask)
     (fixed,) = in_float32(fixed)
-    return _sums(fixed, as_window(window), None if mask is None else weights(fixed, mask))
+    return _sums(fixed, as_window(window), None if mask is None else weights(fixed, mask), flat)
 
 
-def _sums(image: Tensor, window: LocalWindow, weight: Tensor | None) -> LocalSums:
+def _sums(image: Tensor, window: LocalWindow, weight: Tensor | None, flat: float) -> LocalSums:
     count = torch.ones_like(image[:1, :1]) if weight is None else weight
     share = window_sum(count, window).clamp_(min=1e-6).reciprocal_()
     values, _, _ = standardized(image, weight)
     weighted = values if weight is None else weight * values
-    mean, variance, floor = _moments(values, weighted, share, window, weight)
-    return LocalSums(window, share, weighted, mean, variance, floor)
+    mean, variance, floor = _moments(values, weighted, share, window, weight, flat)
+    return LocalSums(window, share, weighted, mean, variance, floor, flat)
 
 
 def _moments(
-    values: Tensor, weighted: Tensor, share: Tensor, window: LocalWindow, weight: Tensor | None
+    values: Tensor, weighted: Tensor, share: Tensor, window: LocalWindow, weight: Tensor | None, flat: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Local mean, variance and floor of values in [-1, 1]."""
     squares = values * weighted
@@ -62,7 +67,7 @@ def _moments(
     square = mean * mean
     variance.sub_(square).clamp_(min=0)
     rounding = 32 * torch.finfo(values.dtype).eps  # of a variance found as mean of squares minus square of the mean
-    return mean, variance, square.mul_(rounding).add_(FLAT * spread + 1e-18)
+    return mean, variance, square.mul_(rounding).add_(flat * spread + 1e-18)
 
 
 def lncc_loss(
@@ -72,6 +77,7 @@ def lncc_loss(
     window: WindowLike = 9,
     mask: Shaped[Tensor, "#b 1 *s"] | None = None,
     warped_mask: Shaped[Tensor, "#b 1 *s"] | None = None,
+    flat: float = FLAT,
     fixed_sums: LocalSums | None = None,
 ) -> Float[Tensor, ""]:
     """One minus the mean squared local correlation  cc = cov^2 / (var W var F)  over windows, from 0 to 1.
@@ -81,7 +87,9 @@ def lncc_loss(
             only voxels that exist are counted.
         mask: weights; a window counts by the weight at its center, voxels outside do not enter.
         warped_mask: weights of the warped image, multiplied with `mask`; no gradient flows to either.
-        fixed_sums: `lncc_sums(fixed, window, mask=mask)`, if you have them already; then `window` is theirs.
+        flat: share of the image's own variance at which a window of both images counts half, and below it ever less.
+            The default only keeps rounding out; 0.02 keeps the noise of air and of even tissue from pulling.
+        fixed_sums: `lncc_sums(fixed, window, mask=mask, flat=flat)`, if you have them; then its window and flat count.
 
     The gradient is in closed form, found with the value, and cannot be differentiated again.
 
@@ -103,17 +111,20 @@ def lncc_loss(
             f"fixed_sums must be of the fixed image {tuple(fixed.shape)}; got sums of {tuple(fixed_sums.values.shape)}."
         )
     chosen = as_window(window) if fixed_sums is None else fixed_sums.window
-    loss: Tensor = _Lncc.apply(warped, fixed, chosen, weight, fixed_sums)
+    if not 0 <= flat < 1:
+        raise ValueError(f"flat must be a share of the image's variance, from 0 to below 1; got {flat}.")
+    sums = fixed_sums or _sums(fixed, chosen, weight, flat)
+    loss: Tensor = _Lncc.apply(warped, fixed, sums, weight)
     return loss.to(kind)
 
 
 def _prepare(
-    fixed: Tensor, *, mask: Tensor | None = None, window: WindowLike = 9, **given: Any
+    fixed: Tensor, *, mask: Tensor | None = None, window: WindowLike = 9, flat: float = FLAT, **given: Any
 ) -> dict[str, LocalSums]:
     """What `lncc_loss` takes in a loop over one fixed image; nothing where a keyword already moves the weights."""
     if given.get("warped_mask") is not None or given.get("fixed_sums") is not None:
         return {}
-    return {"fixed_sums": lncc_sums(fixed, window, mask=mask)}
+    return {"fixed_sums": lncc_sums(fixed, window, mask=mask, flat=flat)}
 
 
 vars(lncc_loss)["prepare"] = _prepare  # `optimize.register` asks any similarity for it, once a level
@@ -123,17 +134,15 @@ class _Lncc(torch.autograd.Function):
     """The loss, and in the same pass its gradient: one volume is kept for the backward instead of a dozen."""
 
     @staticmethod
-    def forward(
-        ctx: Any, warped: Tensor, fixed: Tensor, window: LocalWindow, weight: Tensor | None, sums: LocalSums | None
-    ) -> Tensor:
-        fixed_sums = sums or _sums(fixed, window, weight)
+    def forward(ctx: Any, warped: Tensor, fixed: Tensor, sums: LocalSums, weight: Tensor | None) -> Tensor:
         wanted = ctx.needs_input_grad
         if wanted[1]:
-            loss, to_fixed = _value_and_gradient(fixed, _sums(warped, window, weight), weight, gradient=True)
+            other = _sums(warped, sums.window, weight, sums.flat)
+            loss, to_fixed = _value_and_gradient(fixed, other, weight, gradient=True)
         else:
             loss, to_fixed = None, None
         if wanted[0] or loss is None:
-            loss, to_warped = _value_and_gradient(warped, fixed_sums, weight, gradient=wanted[0])
+            loss, to_warped = _value_and_gradient(warped, sums, weight, gradient=wanted[0])
         else:
             to_warped = None
         ctx.gradients = (to_warped, to_fixed)
@@ -143,7 +152,7 @@ class _Lncc(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
         (factor,) = outer
-        return *(None if g is None else g * factor for g in ctx.gradients), None, None, None
+        return *(None if g is None else g * factor for g in ctx.gradients), None, None
 
 
 def _value_and_gradient(
@@ -152,12 +161,13 @@ def _value_and_gradient(
     """The loss and its gradient to `warped`.
 
     With local mean m, variance v and covariance c of weighted windows, D = v_W v_F + floor and K the window sum:
-        d loss / d W = w (F K(A) + W K(B) - K(A m_F + B m_W)),  A = -2 g c / (D n),  B = 2 g c^2 v_F / (D^2 n),
-    where g is the share of a window in the mean, n the sum of weights in it, and K is its own transpose.
+        d loss / d W = w (F K(A) + W (K(B) + C) - K(A m_F + B m_W)),  A = -2 g c / (D n),  B = 2 g c^2 v_F / (D^2 n),
+    where g is the share of a window in the mean, n the sum of weights in it, and K is its own transpose. C is the share
+    of the floor, which follows the variance of the whole image W.
     """
     values, _, scale = standardized(warped, weight)
     weighted = values if weight is None else weight * values
-    mean, variance, floor = _moments(values, weighted, sums.share, sums.window, weight)
+    mean, variance, floor = _moments(values, weighted, sums.share, sums.window, weight, sums.flat)
     covariance = window_sum(values * sums.values, sums.window).mul_(sums.share).sub_(mean * sums.mean)
     divisor = floor.mul_(sums.floor).addcmul_(variance, sums.variance)
     del variance
@@ -165,15 +175,15 @@ def _value_and_gradient(
     loss = 1 - masked_mean((ratio * covariance).clamp_(max=1), weight)
     if not gradient:
         return loss, None
-    if weight is None:
-        a = (ratio * sums.share).mul_(-2 / ratio.numel())
-    else:
-        axes = tuple(range(1, weight.ndim))
-        total = weight.sum(axes, keepdim=True).clamp(min=1e-12) * ratio.shape[1] * len(ratio)
-        a = ratio * (sums.share * weight / total).mul_(-2)
+    spatial = tuple(range(2, ratio.ndim))
+    count = ratio.new_tensor(ratio[0, 0].numel()) if weight is None else weight.sum((1, *spatial), keepdim=True)
+    count = count.clamp(min=1e-12)
+    each = (1.0 if weight is None else weight) / (count * ratio.shape[1] * len(ratio))
+    through_floor = ratio.square().mul_(sums.floor).mul_(each).sum(spatial, keepdim=True) * (2 * sums.flat / count)
+    a = (ratio * sums.share).mul_(each).mul_(-2)
     b = ratio.mul_(a).mul_(sums.variance).neg_()
     rest = mean.mul_(b).addcmul_(a, sums.mean)
-    result = window_sum(b, sums.window).mul_(weighted)
+    result = window_sum(b, sums.window).add_(through_floor).mul_(weighted)
     del b
     result.addcmul_(window_sum(a, sums.window), sums.values).sub_(
         window_sum(rest, sums.window) if weight is None else window_sum(rest, sums.window).mul_(weight)

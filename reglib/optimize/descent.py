@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -32,7 +31,8 @@ class Options:
 
     Args:
         lr: how far one step moves the image (root mean square), in voxels of the level, for every model.
-        gradient_sigma: the gradient of a dense field is smoothed by this many voxels before each step.
+        gradient_sigma: the gradient of a dense field is smoothed by this many voxels before each step; of two numbers,
+            by the first at the first step of a level, falling to the second at the last: large parts move first.
         precondition: another smoothing of that gradient, such as `partial(filters.sobolev, alpha=2.0)`.
         decay: the share of `lr` that a level loses, evenly, from its first to its last step.
         tolerance: a level ends when `patience` steps lowered the loss by less than this share of it.
@@ -42,7 +42,7 @@ class Options:
     """
 
     lr: float = 0.2
-    gradient_sigma: float = 1.5
+    gradient_sigma: float | tuple[float, float] = 1.5
     precondition: Callable[[Tensor], Tensor] | None = None
     decay: float = 0.0
     tolerance: float = 1e-4
@@ -54,11 +54,19 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be from 0 (steps of one length) to 1; got {self.decay}.")
-        if not self.lr > 0 or not self.gradient_sigma >= 0 or self.patience < 1:
+        first, last = self.gradient_sigmas
+        smooths = first == last >= 0 or min(first, last) > 0
+        if not self.lr > 0 or not smooths or self.patience < 1:
             raise ValueError(
-                "lr must be above 0, gradient_sigma at least 0 and patience at least 1; got "
+                "lr must be above 0, gradient_sigma at least 0 (two: above 0) and patience at least 1; got "
                 f"lr={self.lr}, gradient_sigma={self.gradient_sigma}, patience={self.patience}."
             )
+
+    @property
+    def gradient_sigmas(self) -> tuple[float, float]:
+        """Of the first and the last step of a level."""
+        sigma = self.gradient_sigma
+        return sigma if isinstance(sigma, tuple) else (sigma, sigma)
 
 
 @dataclass(frozen=True)
@@ -234,13 +242,13 @@ def _descend(
     optimizer = options.optimizer(transform.parameter_groups(lr))
     rates = [group["lr"] for group in optimizer.param_groups]
     state = _State(transform, max(level.factors(1)), lr)
-    smooth = _smoothing(transform, options) if getattr(optimizer, "smooths", True) else lambda: None
+    smooth = _smoothing(transform, options) if getattr(optimizer, "smooths", True) else lambda _: None
 
     def closure() -> float:
         optimizer.zero_grad()
         record = objective.descend(transform)
         state.note(record)
-        smooth()
+        smooth(state.step / max(level.steps - 1, 1))
         return record["loss"]
 
     try:
@@ -301,17 +309,21 @@ class _State:
         return self.history
 
 
-def _smoothing(transform: Transform, options: Options) -> Callable[[], None]:
-    """What smooths the gradients of dense fields in place."""
-    smooth = options.precondition
-    if smooth is None and options.gradient_sigma > 0:
-        smooth = partial(filters.gaussian, sigma=options.gradient_sigma)
+def _smoothing(transform: Transform, options: Options) -> Callable[[float], None]:
+    """What smooths the gradients of dense fields in place, given the share of the level's steps that is done."""
+    first, last = options.gradient_sigmas
     parameters = [p for m in transform.modules() if isinstance(m, Dense) for p in m.parameters()]
 
-    def apply() -> None:
+    def smoothed(gradient: Tensor, done: float) -> Tensor:
+        if options.precondition is not None:
+            return options.precondition(gradient)
+        sigma = first if first == last else first * (last / first) ** done
+        return filters.gaussian(gradient, sigma=sigma) if sigma > 0 else gradient
+
+    def apply(done: float) -> None:
         for parameter in parameters:
-            if smooth is not None and parameter.grad is not None:
-                parameter.grad = smooth(parameter.grad)
+            if parameter.grad is not None:
+                parameter.grad = smoothed(parameter.grad, done)
 
     return apply
 

@@ -16,7 +16,7 @@ from .. import field
 from ..grid import Grid, apply_affine, require_on_grid
 from ..transforms import Affine, Linear, Rigid, Translation
 from .descent import Options, register
-from .levels import Images, Level, Scene, checked_scene
+from .levels import FAINT, Images, Level, Scene, checked_scene
 from .objective import Loss
 
 CLEARLY = 0.25  # of the range of scores, by which a turned start must beat the straight ones: heads look alike turned
@@ -69,11 +69,12 @@ def align(
     quiet = replace(options or Options(), callback=None)  # a callback counts the steps of one descent, not of many
     search = _Search(scene, similarity, quiet)
     plan = [(factor / min(levels), count) for factor, count in zip(levels, steps, strict=True)]
+    shifts, turns = ([m for m in of if search.sees(m)] for of in (_shifts(scene), _turned(scene, turn_deg)))
+    if not shifts:
+        raise ValueError("the masks leave nothing to compare, wherever the images' centers meet; widen them.")
     if not models:
-        return Translation(grid, matrix=min(_shifts(scene), key=search.score))
-    straight, turned = (search.furthest(of, grid, models, plan[0]) for of in (_shifts(scene), _turned(scene, turn_deg)))
-    clearly = CLEARLY * (max(straight.worst, turned.worst) - straight.score)
-    chosen = turned.linear if turned.score < straight.score - clearly else straight.linear
+        return Translation(grid, matrix=min(shifts, key=search.score))
+    chosen = search.chosen(shifts, turns, grid, models, plan[0])
     if plan[1:]:
         chosen = search.step(chosen, models[-1], plan[1:])
     if refine is not None:
@@ -103,6 +104,11 @@ class _Search:
         warped = field.warp(images.moving, self._ddf(matrix, self.judged), padding="zeros", **self.judged.grids)
         return float(self.similarity(warped, images.fixed))
 
+    def sees(self, matrix: Tensor) -> bool:
+        """Whether any voxel would be compared."""
+        mask = replace(self.judged, crop=True).mask(self._ddf(matrix, self.judged))
+        return mask is not None and bool((mask > FAINT).any())
+
     def _ddf(self, matrix: Tensor, scene: Scene) -> Tensor:
         (images,) = scene.images
         return field.affine_ddf(matrix, scene.grid, dtype=images.fixed.dtype).to(images.fixed.device)
@@ -115,6 +121,22 @@ class _Search:
         mask = scene.mask(ddf)
         assert mask is not None  # a scene with `crop` has one
         return float(self.similarity(scene.warp(images, ddf), images.fixed, mask=mask)), float(mask.mean())
+
+    def chosen(
+        self,
+        shifts: Sequence[Tensor],
+        turns: Sequence[Tensor],
+        grid: Grid,
+        models: Sequence[type[Linear]],
+        at: tuple[float, int],
+    ) -> Linear:
+        """Where the shifts lead, unless a turn leads to a clearly better place."""
+        straight = self.furthest(shifts, grid, models, at)
+        if not turns:
+            return straight.linear
+        turned = self.furthest(turns, grid, models, at)
+        clearly = CLEARLY * (max(straight.worst, turned.worst) - straight.score)
+        return turned.linear if turned.score < straight.score - clearly else straight.linear
 
     def furthest(
         self, matrices: Sequence[Tensor], grid: Grid, models: Sequence[type[Linear]], at: tuple[float, int]
@@ -151,9 +173,11 @@ class _Search:
             fixed_mask=scene.fixed_mask,
             moving_mask=scene.moving_mask,
             options=self.options,
-        ).transform
-        assert isinstance(found, Linear)
-        return found.matrix().detach().cpu()
+        )
+        if found.interrupted:
+            raise KeyboardInterrupt  # there is no best of a search that has not ended
+        assert isinstance(found.transform, Linear)
+        return found.transform.matrix().detach().cpu()
 
 
 def _shifts(scene: Scene) -> list[Tensor]:
