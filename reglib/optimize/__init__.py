@@ -1,8 +1,10 @@
 """Pairwise registration by optimization.
 
-`register` descends from a given start, coarse to fine; `align` finds a linear one from headers, moments and turns.
+`register` descends from a given start, coarse to fine; `align` finds a linear one from headers, moments and turns;
+`demons` pushes and smooths; `coupled_convex` searches.
 """
 
+from .demons import DemonsOptions, demons, graph_diffusion
 from .descent import Options, Registration, register
 from .discrete import ConvexOptions, CostVolume, cost_volume, coupled_convex
 from .levels import Level
@@ -13,6 +15,7 @@ from .start import align, align_moments
 __all__ = [
     "ConvexOptions",
     "CostVolume",
+    "DemonsOptions",
     "Landmarks",
     "Lbfgs",
     "Level",
@@ -26,5 +29,7 @@ __all__ = [
     "align_moments",
     "cost_volume",
     "coupled_convex",
+    "demons",
+    "graph_diffusion",
     "register",
 ]

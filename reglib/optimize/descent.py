@@ -125,7 +125,7 @@ def register(
 
     Raises: ValueError or GridMismatchError before any work for bad input; FloatingPointError if the loss diverges.
     """
-    plan = _plan(levels, steps)
+    plan = planned(levels, steps)
     terms = [as_terms(similarity if level.similarity is None else level.similarity) for level in plan]
     shared = Images(fixed, moving)
     pairs = [[_images(term, shared) for term in of_level] for of_level in terms]
@@ -134,7 +134,7 @@ def register(
     if not any(p.requires_grad for p in transform.parameters()):
         raise ValueError("every parameter of the transform is frozen; there is nothing to optimize.")
     frozen, current = _split(_batched(transform, len(fixed)))
-    seen = scene if frozen is None else _warped_once(scene, frozen, plan)
+    seen = scene if frozen is None else warped_once(scene, frozen, plan)
     history: list[Record] = []
     with tqdm(total=sum(x.steps for x in plan), desc="register", disable=not options.progress, leave=False) as bar:
         for k, level in enumerate(plan):
@@ -156,7 +156,7 @@ def register(
             if interrupted:
                 break
     with torch.no_grad():
-        current = _mended(current, transform.grid)
+        current = mended(current, transform.grid)
         if frozen is not None:
             current = Sequential(*frozen, *(current if isinstance(current, Sequential) else [current]))
         ddf = current.ddf(transform.grid).clone()
@@ -164,7 +164,7 @@ def register(
     return Registration(current, ddf, warped, history, interrupted)
 
 
-def _plan(levels: Sequence[float | Level], steps: Sequence[int] | None) -> list[Level]:
+def planned(levels: Sequence[float | Level], steps: Sequence[int] | None) -> list[Level]:
     """Every level as a record."""
     plain = [level for level in levels if not isinstance(level, Level)]
     counts = list(STEPS[-len(plain) :] if steps is None and plain else steps or ())
@@ -199,7 +199,7 @@ def _batched(transform: Transform, batch: int) -> Transform:
     return copied
 
 
-def _warped_once(scene: Scene, frozen: Transform, plan: Sequence[Level]) -> Scene:
+def warped_once(scene: Scene, frozen: Transform, plan: Sequence[Level]) -> Scene:
     finest = min(min(level.factors(scene.grid.dim)) for level in plan)
     return scene.warped_once(frozen, "cubic" if finest <= 1 else "bilinear")
 
@@ -220,7 +220,7 @@ def _is_trained(transform: Transform) -> bool:
     return any(p.requires_grad for p in transform.parameters())
 
 
-def _mended(transform: Transform, grid: Grid) -> Transform:
+def mended(transform: Transform, grid: Grid) -> Transform:
     """Diffeomorphisms on the fixed grid, without the odd fold that interpolation left."""
     if isinstance(transform, Diffeomorphism):
         transform.displacement.copy_(field.unfold(transform.displacement)[0])  # most folds, where it is cheap
@@ -229,7 +229,7 @@ def _mended(transform: Transform, grid: Grid) -> Transform:
         fine.displacement.copy_(field.unfold(fine.displacement)[0])
         return fine
     if type(transform) is Sequential:
-        return Sequential(*(_mended(part, grid) for part in transform))
+        return Sequential(*(mended(part, grid) for part in transform))
     return transform
 
 
@@ -260,7 +260,7 @@ def _descend(
             bar.update()
             bar.set_postfix(_shown(state.history[-1]), refresh=False)
             ends = options.callback is not None and options.callback(state.history[-1], transform)
-            if ends or _converged(state.history, options):
+            if ends or converged(state.history, options):
                 bar.update(level.steps - step - 1)
                 break
     except KeyboardInterrupt:
@@ -333,7 +333,7 @@ def _shown(record: Record) -> dict[str, str]:
     return {name: f"{value:.4g}" for name, value in record.items() if name != "step"}
 
 
-def _converged(history: list[Record], options: Options) -> bool:
+def converged(history: list[Record], options: Options) -> bool:
     """Whether the mean loss of the last `patience` steps is hardly below that of the `patience` before."""
     n = options.patience
     if len(history) < 2 * n:
