@@ -281,3 +281,12 @@ def test_unfold_returns_a_fair_field_untouched_and_counts_what_it_cannot_mend():
     mirror[:, 0] = -2.0 * torch.arange(32.0)[:, None]
     _, left = field.unfold(mirror, iterations=3)
     assert left > 0
+
+
+def test_an_inverse_of_a_field_that_is_laid_out_otherwise():
+    """A permuted field, as a picture's axes are, is inverted as its copy is."""
+    ddf = smooth_ddf((14, 12), largest=1.5).permute(0, 1, 3, 2)
+    assert not ddf.is_contiguous()
+    found = field.inverse(ddf)
+    assert torch.equal(found.ddf, field.inverse(ddf.contiguous()).ddf)
+    assert largest(found.residual) < 1e-2

@@ -203,13 +203,13 @@ def inverse(
     check_ddf(ddf, ddf.ndim - 2)
     if not 0 < step <= 1:
         raise ValueError(f"step must be above 0 and at most 1; got {step}.")
-    kind, ddf = ddf.dtype, ddf.to(working_dtype(ddf))
+    kind, ddf = ddf.dtype, ddf.to(working_dtype(ddf)).contiguous()  # _search writes through flat views
     shape, guess = ddf.shape[2:], -ddf
     if shape.numel() > LARGE:
         half = resize_ddf(ddf, [(n + 1) // 2 for n in shape])
         coarse = inverse(half, iterations=iterations, tolerance=tolerance, step=step)
         guess, iterations, tolerance = resize_ddf(coarse.ddf, shape), min(iterations, POLISH), max(tolerance, CLOSE)
-    rest = compose(ddf, guess)
+    rest = compose(ddf, guess).contiguous()
     if iterations and shape.numel():
         for each, found, left in zip(ddf, guess, rest, strict=True):
             _search(each[None], found, left, iterations, tolerance, step)
