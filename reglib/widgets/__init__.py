@@ -9,6 +9,7 @@ from .bending import (
     bend_gallery,
     bends_in_a_row,
     ridge_walk,
+    sigma_curves,
     spacing_curve,
     spread_of,
     steps_dial,
@@ -104,6 +105,7 @@ from .plausible import (
     zoo,
 )
 from .rulers import CODES_2D, NORMALIZED, axis_ruler, half_voxel, in_world, resize_ruler, storage_puzzle
+from .smoothing import edge_push, push_dial
 from .views import (
     BLENDS,
     PUSHED,
@@ -160,6 +162,7 @@ __all__ = [
     "descend",
     "disc_dice",
     "disc_mm",
+    "edge_push",
     "error_mm",
     "families_on_truth",
     "family_dials",
@@ -194,11 +197,13 @@ __all__ = [
     "price_table",
     "price_tag",
     "pull_push",
+    "push_dial",
     "reach",
     "repair",
     "resize_ruler",
     "ridge_walk",
     "score_table",
+    "sigma_curves",
     "similarity_dial",
     "slice_viewer",
     "slopes",

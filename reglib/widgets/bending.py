@@ -166,6 +166,24 @@ def spacing_curve(found: Mapping[float, Bend], grid: Grid, *, truth: Ddf, before
     return _error_view(known, grid, truth, before_mm, chosen, words), {"spacing_mm": Choice((*apart,), first)}
 
 
+def sigma_curves(found: Mapping[str, Mapping[float, Bend]], grid: Grid, *, truth: Ddf, before_mm: float) -> View:
+    """Choose what was smoothed and by how much: the graph paper on the truth, and the error of all sigmas.
+
+    Args: found: of what was smoothed, of each sigma in voxels above 0, what was found.
+    """
+    sigmas = _same_keys(found)
+
+    def chosen(state: State) -> float:
+        return float(state["sigma"])
+
+    words = ("sigma", "sigma of the gaussian [voxels]", " voxels")
+    controls: dict[str, Control] = {
+        "smoothed": Choice((*found,), next(iter(found))),
+        "sigma": Choice((*sigmas,), sigmas[len(sigmas) // 2]),
+    }
+    return _error_view(found, grid, truth, before_mm, chosen, words), controls
+
+
 def _same_keys(found: Mapping[str, Mapping[float, Bend]]) -> list[float]:
     keys = sorted(next(iter(found.values()))) if found else []
     if not keys or any(sorted(each) != keys for each in found.values()):
@@ -188,7 +206,7 @@ def _error_view(
     title, across, unit = words
 
     def render(state: State) -> Figure:
-        model, setting = state.get("model", next(iter(found))), chosen(state)
+        model, setting = state.get("model", state.get("smoothed", next(iter(found)))), chosen(state)
         bend = found[model][setting]
         slot = _paper_slot(at, f"{title} {setting:g}{unit}", right=ROOM_IN)
         figure, (panel,) = canvas.panels([[slot]])
@@ -364,6 +382,7 @@ __all__ = [
     "bend_gallery",
     "bends_in_a_row",
     "ridge_walk",
+    "sigma_curves",
     "spacing_curve",
     "spread_of",
     "steps_dial",
