@@ -70,6 +70,7 @@ from .landscapes import (
     smoothed,
     walk,
 )
+from .modalities import contrast_dial, loss_race
 from .overlaps import (
     across_and_along,
     bars_mm,
@@ -154,6 +155,7 @@ __all__ = [
     "capture_map",
     "capture_range",
     "closest_trap",
+    "contrast_dial",
     "control_spacing",
     "corner_error_mm",
     "correlation_map",
@@ -183,6 +185,7 @@ __all__ = [
     "linear_flow",
     "local_correlation",
     "logarithm_test",
+    "loss_race",
     "map_gallery",
     "mend",
     "one_control_point",

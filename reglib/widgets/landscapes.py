@@ -22,6 +22,7 @@ from ..grid import Grid, per_axis, require_on_grid
 from ..plot import canvas
 from ..plot.planes import Plane, plane_of, signed
 from .controls import Choice, Control, Slider
+from .paper import draw_joint
 from .views import State, View
 
 Image = Float[Tensor, "1 1 n m"]
@@ -248,7 +249,7 @@ def joint_histogram(fixed: Image, movings: Mapping[str, Image], grid: Grid, info
             panel, at, canvas.scaled(at.cut(fixed), shown), canvas.scaled(at.cut(warped), plot.window(moving))
         )
         canvas.name_both(panel, "fixed", "moving")
-        _draw_joint(_beside(figure, panel, 1.15, 4.3), fixed, warped, bins, f"mutual information {score:.2f} nats")
+        draw_joint(_beside(figure, panel, 1.15, 4.3), fixed, warped, bins, f"mutual information {score:.2f} nats")
         return figure
 
     controls: dict[str, Control] = {
@@ -257,17 +258,6 @@ def joint_histogram(fixed: Image, movings: Mapping[str, Image], grid: Grid, info
         "moving": _one_of(movings),
     }
     return render, controls
-
-
-def _draw_joint(panel: Panel, fixed: Tensor, warped: Tensor, bins: int, title: str) -> None:
-    f, w = (image.flatten().double().cpu().numpy() for image in (fixed, warped))
-    count, across, up = np.histogram2d(f, w, bins=bins)
-    panel.pcolormesh(across, up, np.log1p(count).T, cmap="Greys")
-    panel.set_title(title, fontsize=canvas.TITLE_SIZE, color=canvas.INK, fontweight="bold")
-    panel.set_xlabel("intensity, fixed", fontsize=canvas.TEXT_SIZE, color=canvas.FIXED_COLOR, fontweight="bold")
-    panel.set_ylabel("intensity, moving", fontsize=canvas.TEXT_SIZE, color=canvas.WARPED_COLOR, fontweight="bold")
-    panel.tick_params(labelsize=canvas.TEXT_SIZE)
-    panel.locator_params(nbins=5)
 
 
 # -- local correlation ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes as Panel
 from matplotlib.figure import Figure
@@ -54,6 +55,18 @@ def chart_beside(figure: Figure, panel: Panel, title: str, across: str, up: str)
     chart.tick_params(labelsize=canvas.TEXT_SIZE)
     chart.spines[["top", "right"]].set_visible(False)
     return chart
+
+
+def draw_joint(panel: Panel, fixed: Tensor, warped: Tensor, bins: int, title: str) -> None:
+    """How often each pair of intensities meets, on a log scale of gray."""
+    f, w = (image.flatten().double().cpu().numpy() for image in (fixed, warped))
+    count, across, up = np.histogram2d(f, w, bins=bins)
+    panel.pcolormesh(across, up, np.log1p(count).T, cmap="Greys")
+    panel.set_title(title, fontsize=canvas.TITLE_SIZE, color=canvas.INK, fontweight="bold")
+    panel.set_xlabel("intensity, fixed", fontsize=canvas.TEXT_SIZE, color=canvas.FIXED_COLOR, fontweight="bold")
+    panel.set_ylabel("intensity, moving", fontsize=canvas.TEXT_SIZE, color=canvas.WARPED_COLOR, fontweight="bold")
+    panel.tick_params(labelsize=canvas.TEXT_SIZE)
+    panel.locator_params(nbins=5)
 
 
 def ring(chart: Panel, x: float, y: float) -> None:
