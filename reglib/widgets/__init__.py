@@ -106,6 +106,7 @@ from .plausible import (
     zoo,
 )
 from .rulers import CODES_2D, NORMALIZED, axis_ruler, half_voxel, in_world, resize_ruler, storage_puzzle
+from .searching import cost_dial
 from .smoothing import edge_push, push_dial
 from .views import (
     BLENDS,
@@ -159,6 +160,7 @@ __all__ = [
     "control_spacing",
     "corner_error_mm",
     "correlation_map",
+    "cost_dial",
     "cost_table",
     "cut_dial",
     "descend",
