@@ -377,7 +377,8 @@ def score_table(
     values = np.array([[row[name] for name in columns] for row in scores.values()])
     figure = Figure(figsize=(canvas.WIDTH_IN, 0.9 + 0.42 * len(scores)), dpi=canvas.DPI)
     panel = figure.subplots()
-    figure.subplots_adjust(left=0.11, right=0.99, bottom=0.02, top=1 - 0.85 / (0.9 + 0.42 * len(scores)))
+    left = max(0.11, 0.012 * max(map(len, scores)))
+    figure.subplots_adjust(left=left, right=0.99, bottom=0.02, top=1 - 0.85 / (0.9 + 0.42 * len(scores)))
     share = np.log1p(values) / max(float(np.log1p(values).max()), 1e-12)
     panel.imshow(1 - share if high_is_good else share, cmap="Blues", vmin=0, vmax=1.5, aspect="auto")
     for (row, column), value in np.ndenumerate(values):

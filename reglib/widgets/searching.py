@@ -60,7 +60,7 @@ def cost_dial(fixed: Image, grid: Grid, volume: CostVolume, *, truth: Ddf) -> Vi
             [float(steps_of[a]) * sign * size for a, sign, size in runs]
             for steps_of in (cheapest, true[0, :, place[0], place[1]])
         )
-        chart.plot(*move, "X", color=canvas.WARPED_COLOR, markersize=16, markeredgecolor="white", zorder=4)
+        chart.plot(*move, "X", color=canvas.WARPED_COLOR, markersize=16, markeredgecolor=canvas.INK, zorder=4)
         chart.plot(*goal, "o", markersize=22, clip_on=False, zorder=5, mfc="none", mec=canvas.INK, mew=3.0)
         chart.set_title(f"{math.dist(move, goal):.1f} mm apart", fontsize=canvas.TITLE_SIZE, fontweight="bold")
         return figure
