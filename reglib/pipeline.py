@@ -6,7 +6,6 @@ Everything is read and checked before any work; a file is written whole or not a
 from __future__ import annotations
 
 import hashlib
-import math
 import platform
 import shlex
 import sys
@@ -30,11 +29,11 @@ from .optimize.levels import Images, checked_scene
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
 # would reward zooming into a flat patch until its noise fills the histogram
 MUTUAL_INFORMATION = partial(losses.mi_loss, warped_range=UNIT, fixed_range=UNIT)
-LOCAL, WHOLE = 1.5, 6.0
+LOCAL, WHOLE = 1.5, 6.0  # last_sigma of what looks at neighborhoods, and at the whole image
 
 
 @dataclass(frozen=True)
-class Similarity:
+class Tuned:
     """A loss, the weight of SMOOTH beside it, and how smooth its gradient must end at full resolution, in voxels.
 
     What is computed from the whole image at once, such as a histogram, has a gradient that is noise from voxel to
@@ -47,13 +46,13 @@ class Similarity:
 
 
 SIMILARITIES = {
-    "lncc": Similarity(partial(losses.lncc_loss, window=7, flat=0.02), 1.0, LOCAL),
-    "ncc": Similarity(losses.ncc_loss, 2.0, WHOLE),
-    "mse": Similarity(losses.mse_loss, 0.4, WHOLE),
-    "mi": Similarity(MUTUAL_INFORMATION, 4.0, WHOLE),
-    "nmi": Similarity(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 2.0, WHOLE),
-    "ngf": Similarity(losses.ngf_loss, 1.0, LOCAL),
-    "mind": Similarity(losses.mind_loss, 1.0, LOCAL),
+    "lncc": Tuned(partial(losses.lncc_loss, window=7, flat=0.02), 1.0, LOCAL),
+    "ncc": Tuned(losses.ncc_loss, 2.0, WHOLE),
+    "mse": Tuned(losses.mse_loss, 0.4, WHOLE),
+    "mi": Tuned(MUTUAL_INFORMATION, 4.0, WHOLE),
+    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 2.0, WHOLE),
+    "ngf": Tuned(losses.ngf_loss, 1.0, LOCAL),
+    "mind": Tuned(losses.mind_loss, 1.0, LOCAL),
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
 SMOOTH_VELOCITY = Term(losses.diffusion_loss, 0.25)  # which has no volumes of its own to keep
@@ -272,15 +271,9 @@ def _losses(case: Case, ddf: Tensor, similarity: Callable[..., Tensor]) -> list[
     """The similarity loss under the headers and under a map, on coarse images, where both are."""
     images = Images(_unit_range(case.fixed), _unit_range(case.moving))
     scene = checked_scene([images], case.fixed_grid, case.moving_grid, case.fixed_mask, case.moving_mask)
-    small = replace(scene.at(Level(max(1.0, max(case.fixed_grid.shape) / JUDGED))), crop=True)
-    values = []
-    for each in (torch.zeros_like(ddf), ddf):
-        coarse = field.resize_ddf(each, small.grid.shape)
-        mask = small.mask(coarse)
-        warped = small.warp(small.images[0], coarse)
-        seen = mask is None or bool(mask.any())
-        values.append(float(similarity(warped, small.images[0].fixed, mask=mask)) if seen else math.inf)
-    return values
+    small = scene.at(Level(max(1.0, max(case.fixed_grid.shape) / JUDGED)))
+    coarse = (field.resize_ddf(each, small.grid.shape) for each in (torch.zeros_like(ddf), ddf))
+    return [small.compared(each, similarity)[0] for each in coarse]
 
 
 def _grids(case: Case) -> field.Grids:

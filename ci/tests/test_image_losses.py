@@ -210,6 +210,8 @@ def test_flat_must_be_a_share(flat):
     warped, fixed = pair(SHAPES[2])
     with sentence(ValueError, "flat must be a share", str(flat)):
         lncc_loss(warped, fixed, flat=flat)
+    with sentence(ValueError, "flat must be a share", str(flat)):
+        lncc_sums(fixed, 9, flat=flat)
 
 
 def test_monai_and_this_library_differ_where_the_docstring_says():

@@ -48,6 +48,8 @@ def lncc_sums(
 
 
 def _sums(image: Tensor, window: LocalWindow, weight: Tensor | None, flat: float) -> LocalSums:
+    if not 0 <= flat < 1:
+        raise ValueError(f"flat must be a share of the image's variance, from 0 to below 1; got {flat}.")
     count = torch.ones_like(image[:1, :1]) if weight is None else weight
     share = window_sum(count, window).clamp_(min=1e-6).reciprocal_()
     values, _, _ = standardized(image, weight)
@@ -111,8 +113,6 @@ def lncc_loss(
             f"fixed_sums must be of the fixed image {tuple(fixed.shape)}; got sums of {tuple(fixed_sums.values.shape)}."
         )
     chosen = as_window(window) if fixed_sums is None else fixed_sums.window
-    if not 0 <= flat < 1:
-        raise ValueError(f"flat must be a share of the image's variance, from 0 to below 1; got {flat}.")
     sums = fixed_sums or _sums(fixed, chosen, weight, flat)
     loss: Tensor = _Lncc.apply(warped, fixed, sums, weight)
     return loss.to(kind)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from .. import field, filters
 from ..grid import Grid
 from ..transforms import DenseDisplacement, Diffeomorphism, Sequential, Transform
-from .descent import Options, Record, Registration, converged, mended, planned, warped_once
+from .descent import Record, Registration, converged, mended, planned, warped_once
 from .levels import Images, Level, Scene, checked_scene
 
 Forces = Literal["symmetric", "fixed", "moving"]
@@ -190,7 +190,6 @@ def _repeat(push: _Push, u: Tensor, level: Level, bar: tqdm) -> tuple[Tensor, li
     """Push until nothing is gained; returns the best field, the records, and whether it was interrupted."""
     best, lowest, history = u, math.inf, list[Record]()
     options, factor = push.options, max(level.factors(1))
-    stop = Options(tolerance=options.tolerance, patience=options.patience)
     try:
         for step in range(level.steps + 1):
             warped, mask, loss = push.look(u)
@@ -207,7 +206,7 @@ def _repeat(push: _Push, u: Tensor, level: Level, bar: tqdm) -> tuple[Tensor, li
             bar.update()
             bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
             ends = options.callback is not None and options.callback(history[-1], u)
-            if ends or converged(history, stop):
+            if ends or converged(history, options.patience, options.tolerance):
                 bar.update(level.steps - step - 1)
                 break
             u = push.step(u, warped, mask)

@@ -260,7 +260,7 @@ def _descend(
             bar.update()
             bar.set_postfix(_shown(state.history[-1]), refresh=False)
             ends = options.callback is not None and options.callback(state.history[-1], transform)
-            if ends or converged(state.history, options):
+            if ends or converged(state.history, options.patience, options.tolerance):
                 bar.update(level.steps - step - 1)
                 break
     except KeyboardInterrupt:
@@ -333,11 +333,11 @@ def _shown(record: Record) -> dict[str, str]:
     return {name: f"{value:.4g}" for name, value in record.items() if name != "step"}
 
 
-def converged(history: list[Record], options: Options) -> bool:
+def converged(history: list[Record], patience: int, tolerance: float) -> bool:
     """Whether the mean loss of the last `patience` steps is hardly below that of the `patience` before."""
-    n = options.patience
+    n = patience
     if len(history) < 2 * n:
         return False
     losses = [record["loss"] for record in history]
     before, after = sum(losses[-2 * n : -n]) / n, sum(losses[-n:]) / n
-    return before - after < options.tolerance * max(abs(before), 1e-12)
+    return before - after < tolerance * max(abs(before), 1e-12)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -92,6 +93,15 @@ class Scene:
                 inside = inside * field.warp(self.moving_mask, ddf, padding="zeros", **self.grids)
             mask = inside if mask is None else mask * inside
         return mask
+
+    @torch.no_grad()
+    def compared(self, ddf: Tensor, similarity: Callable[..., Tensor]) -> tuple[float, float]:
+        """A loss of the one pair where both images are, infinite if nowhere, and which share of the grid it is."""
+        scene = replace(self, crop=True)
+        (images,), mask = scene.images, scene.mask(ddf)
+        assert mask is not None  # a scene with `crop` has one
+        seen = float(mask.mean())
+        return float(similarity(scene.warp(images, ddf), images.fixed, mask=mask)) if seen > 0 else math.inf, seen
 
     def at(self, level: Level) -> Scene:
         """The scene at one level: the moving images as coarse as the fixed ones, on their own axes."""

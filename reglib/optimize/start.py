@@ -116,11 +116,8 @@ class _Search:
     @torch.no_grad()
     def compared(self, matrix: Tensor, factor: float) -> tuple[float, float]:
         """The similarity as `register` sees it, where both images are, and the share of the fixed grid that this is."""
-        scene = replace(self.scene.at(Level(factor)), crop=True)
-        (images,), ddf = scene.images, self._ddf(matrix, scene)
-        mask = scene.mask(ddf)
-        assert mask is not None  # a scene with `crop` has one
-        return float(self.similarity(scene.warp(images, ddf), images.fixed, mask=mask)), float(mask.mean())
+        scene = self.scene.at(Level(factor))
+        return scene.compared(self._ddf(matrix, scene), self.similarity)
 
     def chosen(
         self,
