@@ -10,7 +10,8 @@ of whole processes, start and files included, and where a tool can be asked of i
 not import, fails or takes too long is a row that says so. Writes build/bench/registration.{md,json,png}.
 
 Folders with packages that are not in this environment are named by --peer-path, for all tools or for NAME=FOLDER, or
-by REGLIB_PEERS, the same separated as in PATH. `pip install -t FOLDER antspyx` makes one.
+by REGLIB_PEERS, the same separated as in PATH. The site-packages of any virtual environment is one. (`pip install -t`
+makes one too, but not of itk-elastix, whose wheels share a folder: the last one written wins.)
 """
 
 from __future__ import annotations
