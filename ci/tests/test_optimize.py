@@ -22,6 +22,7 @@ from reglib.optimize import (
     align_moments,
     register,
 )
+from reglib.optimize.levels import Images, Scene
 from reglib.phantoms import circle, cshape
 from reglib.transforms import (
     Affine,
@@ -633,6 +634,18 @@ def test_align_checks_its_arguments():
     for changes, words in (({"turn_deg": -5.0}, ("turn_deg", "-5")), ({"levels": (2,)}, ("levels", "steps", "(2,)"))):
         with sentence(ValueError, *words):
             align(IMAGE, IMAGE + 1, SMALL, similarity=ncc_loss, options=QUIET, **changes)
+
+
+def test_two_images_are_compared_where_both_are():
+    """The loss of the overlap alone, with its share of the grid; infinite where there is none."""
+    scene = Scene(SMALL, SMALL, (Images(IMAGE, IMAGE + 1),))
+    moved = field.identity_ddf(SMALL)
+    moved[:, 0] = 4.0
+    loss, share = scene.compared(moved, mse_loss)
+    both = SMALL.shape[0] - 4
+    assert share == pytest.approx(both / SMALL.shape[0])
+    assert loss == pytest.approx(float((IMAGE[:, :, 4:] + 1 - IMAGE[:, :, :both]).square().mean()), rel=1e-5)
+    assert scene.compared(moved * 1000, mse_loss) == (math.inf, 0.0)
 
 
 def test_align_needs_something_to_compare():

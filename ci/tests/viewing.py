@@ -27,6 +27,13 @@ def draw_every_state(render, controls):
     }
 
 
+def require_every_control_matters(render, controls, *, but=()):
+    """Each control but those named changes the picture that a view opens with."""
+    for name in set(controls) - set(but):
+        pictures = [draw(render(start(controls, **{name: value}))) for value in controls[name].states()]
+        assert any((picture != pictures[0]).any() for picture in pictures), name
+
+
 def require_pure(render, controls):
     """Drawing changes no state and depends on nothing drawn before."""
     state = start(controls)
