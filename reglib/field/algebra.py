@@ -18,6 +18,8 @@ from .sampling import check_ddf, sample, warp, working_dtype
 LARGE = 1 << 17  # voxels above which `inverse` starts from half the resolution
 POLISH = 12  # iterations that are then left for the full one
 CLOSE = 0.01  # voxels off with which it is then content: most voxels are closer at once
+SLAB = 1 << 20  # voxels that are inverted together, so that what is between takes little memory
+SHARES = (0.2, 1.2)  # of what is left over, that an iteration of `inverse` takes off at least and at most
 REACH = 9  # voxels beyond a fold that the smoothing of `unfold` and its own borders touch
 
 
@@ -183,57 +185,70 @@ def compose_velocities(
 
 
 def inverse(
-    ddf: Float[Tensor, "b d *s"], *, iterations: int = 50, tolerance: float = 1e-3, step: float = 0.5
+    ddf: Float[Tensor, "b d *s"], *, iterations: int = 50, tolerance: float = 1e-3, step: float | None = None
 ) -> Inverse:
-    """The field w with u(q + w(q)) + w(q) = 0, by fixed point iteration  w <- w - step (u(q + w) + w).
+    """The field w with u(q + w(q)) + w(q) = 0, by iteration  w <- w - step (u(q + w) + w).
 
     Args:
-        tolerance: voxels; iteration ends when no voxel is further off, or after `iterations`.
+        tolerance: voxels; a voxel is found when it is no further off, or after `iterations`.
         step: share of what is left over that an iteration takes off, above 0 and at most 1. With 1, the plain fixed
             point  w <- -u(q + w), the search fails where the map stretches to more than double; with 0.5 beyond four
-            times.
+            times. By default each voxel begins with 1 and then takes the step that would have served it best.
 
     Returns: the field and its residual in voxels. A folded ddf has no inverse: look at the residual.
 
-    A voxel that is found is left alone. Where there are more than `LARGE` voxels the search starts from the inverse at
-    half the resolution, takes at most `POLISH` iterations more, and is content with `CLOSE`.
+    Where there are more than `LARGE` voxels the search starts from the inverse at half the resolution, takes at most
+    `POLISH` iterations more, and is content with `CLOSE`.
 
-    Source: Chen et al. 2008, doi:10.1118/1.2816107.
+    Source: Chen et al. 2008, doi:10.1118/1.2816107; steps of Barzilai and Borwein 1988, doi:10.1093/imanum/8.1.141.
     """
     check_ddf(ddf, ddf.ndim - 2)
-    if not 0 < step <= 1:
+    if step is not None and not 0 < step <= 1:
         raise ValueError(f"step must be above 0 and at most 1; got {step}.")
-    kind, ddf = ddf.dtype, ddf.to(working_dtype(ddf)).contiguous()  # _search writes through flat views
-    shape, guess = ddf.shape[2:], -ddf
+    kind, ddf = ddf.dtype, ddf.to(working_dtype(ddf))
+    shape, found = ddf.shape[2:], -ddf
     if shape.numel() > LARGE:
         half = resize_ddf(ddf, [(n + 1) // 2 for n in shape])
         coarse = inverse(half, iterations=iterations, tolerance=tolerance, step=step)
-        guess, iterations, tolerance = resize_ddf(coarse.ddf, shape), min(iterations, POLISH), max(tolerance, CLOSE)
-    rest = compose(ddf, guess).contiguous()
-    if iterations and shape.numel():
-        for each, found, left in zip(ddf, guess, rest, strict=True):
-            _search(each[None], found, left, iterations, tolerance, step)
-    return Inverse(guess.to(kind), magnitude(rest).to(kind))
+        found, iterations, tolerance = resize_ddf(coarse.ddf, shape), min(iterations, POLISH), max(tolerance, CLOSE)
+        del half, coarse
+    found, left = found.contiguous(), ddf.new_empty(len(ddf), 1, *shape)
+    rows = max(1, SLAB // max(shape[1:].numel(), 1))
+    for k, each in enumerate(ddf):
+        for row in range(0, shape[0] if shape.numel() else 0, rows):
+            slab = slice(row, row + rows)
+            _search(each[None], row, found[k, :, slab], left[k, 0, slab], iterations, tolerance, step)
+    return Inverse(found.to(kind), left.to(kind))
 
 
-def _search(ddf: Tensor, found: Tensor, left: Tensor, iterations: int, tolerance: float, step: float) -> None:
-    """Improve an inverse and its residual, (d, *s) each, in place: one search a voxel, as long as it needs."""
-    axes = (magnitude(left[None])[0, 0] > tolerance).nonzero(as_tuple=True)
-    voxels, open_ = torch.stack([axis.to(found.dtype) for axis in axes]), torch.zeros_like(axes[0])
-    for axis, n in zip(axes, found.shape[1:], strict=True):
-        open_.mul_(n).add_(axis)
-    found, left = found.view(len(found), -1), left.view(len(left), -1)
-    w, rest = found[:, open_], left[:, open_]
-    for _ in range(iterations if len(open_) else 0):
-        w.sub_(rest, alpha=step)
-        rest = w + sample(ddf, (voxels + w).T[None])[0]
-        keep = magnitude(rest[None]).flatten() > tolerance
-        if int(keep.sum()) < 0.7 * len(keep):  # put away what is found
-            found[:, open_], left[:, open_] = w, rest
-            open_, voxels, w, rest = open_[keep], voxels[:, keep], w[:, keep], rest[:, keep]
-        if not len(open_):
-            return
-    found[:, open_], left[:, open_] = w, rest
+def _search(
+    ddf: Tensor, row: int, found: Tensor, left: Tensor, iterations: int, tolerance: float, step: float | None
+) -> None:
+    """Improve rows of an inverse (d, *s) from `row` on, in place, and say what is left; as long as a voxel needs."""
+    d, sizes = len(found), found.shape[1:]
+    lines = [torch.arange(n).to(found) for n in sizes]
+    voxels = torch.stack(torch.meshgrid(lines[0] + row, *lines[1:], indexing="ij")).view(d, -1)
+    w, total, size = found.reshape(d, -1), torch.empty_like(voxels), torch.empty_like(voxels[0])
+    open_, share = torch.arange(w.shape[1], device=w.device), torch.full_like(size, 1.0 if step is None else step)
+    rest = w + sample(ddf, (voxels + w).T[None])[0]
+    for count in range(iterations + 1):
+        off = rest.square().sum(0)
+        far = off > tolerance**2
+        still = int(far.sum()) if count < iterations else 0
+        if still < 0.7 * len(far):  # put away what is found
+            total[:, open_], size[open_] = w, off.sqrt_()
+            if not still:
+                break
+            kept = far.nonzero().flatten()
+            open_, voxels, w, rest, share = (x.index_select(-1, kept) for x in (open_, voxels, w, rest, share))
+        move = rest * share
+        w = w - move
+        before, rest = rest, w + sample(ddf, (voxels + w).T[None])[0]
+        if step is None:
+            change = before.sub_(rest)  # what the move did: it would have been right for `move` = change * share
+            share = (move.mul_(change).sum(0) / change.square_().sum(0).clamp_(min=1e-30)).clamp_(*SHARES)
+    found.copy_(total.view_as(found))
+    left.copy_(size.view_as(left))
 
 
 def unfold(
