@@ -71,13 +71,16 @@ class Grid:
         shape: sizes along the tensor's spatial axes, two or three of them.
         world_from_voxel: (d + 1, d + 1) matrix to RAS+ mm; identity (1 mm, no rotation) if not given.
 
+    Attributes: voxel_from_world: the inverse; both are float64.
+
     Raises: ValueError for sizes below 1, a matrix that is not finite, affine and invertible.
     """
 
-    __slots__ = ("shape", "world_from_voxel")
+    __slots__ = ("shape", "voxel_from_world", "world_from_voxel")
 
     shape: tuple[int, ...]
     world_from_voxel: Tensor
+    voxel_from_world: Tensor
 
     def __init__(self, shape: Sequence[int], world_from_voxel: Any = None) -> None:
         sizes = tuple(int(n) for n in shape)
@@ -89,6 +92,7 @@ class Grid:
         _check_matrix(matrix, d)
         object.__setattr__(self, "shape", sizes)
         object.__setattr__(self, "world_from_voxel", matrix)
+        object.__setattr__(self, "voxel_from_world", torch.linalg.inv(matrix))
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Grid cannot be changed ({name}); make a new one with Grid(shape, world_from_voxel).")
@@ -112,11 +116,6 @@ class Grid:
     def dim(self) -> int:
         """Number of spatial axes, 2 or 3."""
         return len(self.shape)
-
-    @property
-    def voxel_from_world(self) -> Tensor:
-        """(d + 1, d + 1) float64, inverse of `world_from_voxel`."""
-        return torch.linalg.inv(self.world_from_voxel)
 
     @property
     def spacing(self) -> tuple[float, ...]:

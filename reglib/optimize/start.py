@@ -22,6 +22,7 @@ from .objective import Loss
 CLEARLY = 0.25  # of the range of scores, by which a turned start must beat the straight ones: heads look alike turned
 TRIED = 3  # starts that are followed a little before one is chosen
 LARGEST_GROWTH = 2.5  # in volume, between two scans of one body part; a fit beyond it has zoomed into a detail
+SAME = 0.05  # of the grid's diagonal: starts whose corners end closer than this have come to one place
 JUDGED = 32  # voxels along the longest axis at which starts are compared
 
 
@@ -131,21 +132,34 @@ class _Search:
         straight = self.furthest(shifts, grid, models, at)
         if not turns:
             return straight.linear
-        turned = self.furthest(turns, grid, models, at)
+        turned = self.furthest(turns, grid, models, at, known=straight)
         clearly = CLEARLY * (max(straight.worst, turned.worst) - straight.score)
         return turned.linear if turned.score < straight.score - clearly else straight.linear
 
     def furthest(
-        self, matrices: Sequence[Tensor], grid: Grid, models: Sequence[type[Linear]], at: tuple[float, int]
+        self,
+        matrices: Sequence[Tensor],
+        grid: Grid,
+        models: Sequence[type[Linear]],
+        at: tuple[float, int],
+        known: _Reached | None = None,
     ) -> _Reached:
-        """Every model in turn, from the best of the matrices and of where the first model leads from them."""
+        """Every model in turn, from the best of the matrices and of where the first model leads from them.
+
+        That best is left as it is if it came to the place that is `known`, or is so much worse that it is hopeless.
+        """
         ranked = sorted((self.score(matrix), k) for k, matrix in enumerate(matrices))
         near = [matrices[k] for _, k in ranked[:TRIED]]
-        best = min([*near, *(self.follow(matrix, models[0], [(at[0], at[1] // 2)]) for matrix in near)], key=self.score)
-        linear: Linear = Translation(grid, matrix=best)
+        led = [*near, *(self.follow(matrix, models[0], [(at[0], at[1] // 2)]) for matrix in near)]
+        score, best = min(((self.score(matrix), k) for k, matrix in enumerate(led)))
+        linear, worst = Translation(grid, matrix=led[best]), ranked[-1][0]
+        if known is not None:
+            hopeless = score > known.score + CLEARLY * (max(known.worst, worst) - known.score)
+            if hopeless or _apart(linear, known.linear) < SAME:
+                return _Reached(linear, score, worst)
         for model in models:
             linear = self.step(linear, model, [at])
-        return _Reached(linear, self.score(linear.matrix().detach().cpu()), ranked[-1][0])
+        return _Reached(linear, self.score(linear.matrix().detach().cpu()), worst)
 
     def step(self, linear: Linear, model: type[Linear], plan: Sequence[tuple[float, int]]) -> Linear:
         """The model fitted from a linear map, or that map if the images are less alike after it, or one collapses."""
@@ -175,6 +189,13 @@ class _Search:
             raise KeyboardInterrupt  # there is no best of a search that has not ended
         assert isinstance(found.transform, Linear)
         return found.transform.matrix().detach().cpu()
+
+
+@torch.no_grad()
+def _apart(a: Linear, b: Linear) -> float:
+    """How far two maps on one grid lead its corners apart, on average, as a share of its diagonal."""
+    first, second = (linear.points(linear.grid.corners()) for linear in (a, b))
+    return float((first - second).norm(dim=-1).mean()) / math.hypot(*a.grid.extent)
 
 
 def _shifts(scene: Scene) -> list[Tensor]:
