@@ -13,7 +13,9 @@ from torch.autograd.function import once_differentiable
 from ..filters import LocalWindow, window_sum
 from ._shared import check_pair, in_float32, masked_mean, standardized, weighted_mean, weights
 
-FLAT = 1e-5  # a window with less than this share of the image's own variance counts as flat
+FLAT = 1e-5  # share of an image's own variance below which a window is flat; what only keeps rounding out
+BOTH = 0.1  # share of a larger `flat` below which windows of both images are flat
+TINY = 1e-12  # variance of values in [-1, 1] that is divided by at least
 WindowLike = int | Sequence[int] | LocalWindow
 
 
@@ -24,9 +26,9 @@ class LocalSums(NamedTuple):
     share: Tensor  # one over the sum of weights in each window
     values: Tensor  # the image, centered and scaled to [-1, 1], times its weight
     mean: Tensor
-    variance: Tensor
+    power: Tensor  # the variance, and what makes a window with little of it count less
     floor: Tensor  # a variance below this counts as flat
-    flat: float  # its share of the image's own variance
+    flat: float  # the share of its own variance at which a window of the fixed image counts half
 
 
 def as_window(window: WindowLike) -> LocalWindow:
@@ -47,21 +49,45 @@ def lncc_sums(
     return _sums(fixed, as_window(window), None if mask is None else weights(fixed, mask), flat)
 
 
-def _sums(image: Tensor, window: LocalWindow, weight: Tensor | None, flat: float) -> LocalSums:
+def _sums(
+    image: Tensor, window: LocalWindow, weight: Tensor | None, flat: float, *, half: float | None = None
+) -> LocalSums:
     if not 0 <= flat < 1:
         raise ValueError(f"flat must be a share of the image's variance, from 0 to below 1; got {flat}.")
     count = torch.ones_like(image[:1, :1]) if weight is None else weight
     share = window_sum(count, window).clamp_(min=1e-6).reciprocal_()
-    values, _, _ = standardized(image, weight)
-    weighted = values if weight is None else weight * values
-    mean, variance, floor = _moments(values, weighted, share, window, weight, flat)
-    return LocalSums(window, share, weighted, mean, variance, floor, flat)
+    own = _moments(image, window, share, weight, least=_least(flat), half=_half(flat) if half is None else half)
+    power = own.variance if own.half is None else own.half.square().div(own.variance.clamp(min=TINY)).add_(own.variance)
+    return LocalSums(window, share, own.weighted, own.mean, power, own.floor, flat)
+
+
+class _Moments(NamedTuple):
+    """Local moments of an image's values in [-1, 1]; `half` is the variance at which a window counts half, or none."""
+
+    weighted: Tensor
+    mean: Tensor
+    variance: Tensor
+    floor: Tensor
+    half: Tensor | None
+    values: Tensor
+    scale: Tensor
+
+
+def _least(flat: float) -> float:
+    """The share of their own variance below which windows of both images are flat."""
+    return flat if flat <= FLAT else max(FLAT, BOTH * flat)
+
+
+def _half(flat: float) -> float:
+    """The share of its own variance at which a window of the fixed image alone counts half, or 0."""
+    return flat if flat > FLAT else 0.0
 
 
 def _moments(
-    values: Tensor, weighted: Tensor, share: Tensor, window: LocalWindow, weight: Tensor | None, flat: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Local mean, variance and floor of values in [-1, 1]."""
+    image: Tensor, window: LocalWindow, share: Tensor, weight: Tensor | None, *, least: float, half: float
+) -> _Moments:
+    values, _, scale = standardized(image, weight)
+    weighted = values if weight is None else weight * values
     squares = values * weighted
     mean = window_sum(weighted, window).mul_(share)
     variance = window_sum(squares, window).mul_(share)
@@ -69,7 +95,8 @@ def _moments(
     square = mean * mean
     variance.sub_(square).clamp_(min=0)
     rounding = 32 * torch.finfo(values.dtype).eps  # of a variance found as mean of squares minus square of the mean
-    return mean, variance, square.mul_(rounding).add_(flat * spread + 1e-18)
+    floor = square.mul_(rounding).add_(least * spread + 1e-18)
+    return _Moments(weighted, mean, variance, floor, half * spread if half else None, values, scale)
 
 
 def lncc_loss(
@@ -89,8 +116,9 @@ def lncc_loss(
             only voxels that exist are counted.
         mask: weights; a window counts by the weight at its center, voxels outside do not enter.
         warped_mask: weights of the warped image, multiplied with `mask`; no gradient flows to either.
-        flat: share of the image's own variance at which a window of both images counts half, and below it ever less.
-            The default only keeps rounding out; 0.02 keeps the noise of air and of even tissue from pulling.
+        flat: share of the fixed image's own variance at which a window of it counts half, and below it ever less.
+            The default only keeps rounding out; 0.005 keeps the noise of air and of even tissue from pulling. It
+            does not ask the warped image, which would gain by gathering structure wherever it has too little.
         fixed_sums: `lncc_sums(fixed, window, mask=mask, flat=flat)`, if you have them; then its window and flat count.
 
     The gradient is in closed form, found with the value, and cannot be differentiated again.
@@ -137,12 +165,12 @@ class _Lncc(torch.autograd.Function):
     def forward(ctx: Any, warped: Tensor, fixed: Tensor, sums: LocalSums, weight: Tensor | None) -> Tensor:
         wanted = ctx.needs_input_grad
         if wanted[1]:
-            other = _sums(warped, sums.window, weight, sums.flat)
-            loss, to_fixed = _value_and_gradient(fixed, other, weight, gradient=True)
+            other = _sums(warped, sums.window, weight, sums.flat, half=0.0)
+            loss, to_fixed = _value_and_gradient(fixed, other, weight, half=_half(sums.flat), gradient=True)
         else:
             loss, to_fixed = None, None
         if wanted[0] or loss is None:
-            loss, to_warped = _value_and_gradient(warped, sums, weight, gradient=wanted[0])
+            loss, to_warped = _value_and_gradient(warped, sums, weight, half=0.0, gradient=wanted[0])
         else:
             to_warped = None
         ctx.gradients = (to_warped, to_fixed)
@@ -156,21 +184,23 @@ class _Lncc(torch.autograd.Function):
 
 
 def _value_and_gradient(
-    warped: Tensor, sums: LocalSums, weight: Tensor | None, *, gradient: bool
+    image: Tensor, other: LocalSums, weight: Tensor | None, *, half: float, gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss and its gradient to `warped`.
+    """The loss and its gradient to one image W, given the sums of the other, F, and at which share W counts half.
 
-    With local mean m, variance v and covariance c of weighted windows, D = v_W v_F + floor and K the window sum:
-        d loss / d W = w (F K(A) + W (K(B) + C) - K(A m_F + B m_W)),  A = -2 g c / (D n),  B = 2 g c^2 v_F / (D^2 n),
+    With local mean m, variance v and covariance c of weighted windows, D = p_W p_F + floor, p = v + half^2 / v and K
+    the window sum:
+        d loss / d W = w (F K(A) + W (K(B) + C) - K(A m_F + B m_W)),
+        A = -2 g c / (D n),  B = 2 g c^2 p_F / (D^2 n) dp_W / dv_W,
     where g is the share of a window in the mean, n the sum of weights in it, and K is its own transpose. C is the share
-    of the floor, which follows the variance of the whole image W.
+    of `floor` and `half`, which follow the variance of the whole image W.
     """
-    values, _, scale = standardized(warped, weight)
-    weighted = values if weight is None else weight * values
-    mean, variance, floor = _moments(values, weighted, sums.share, sums.window, weight, sums.flat)
-    covariance = window_sum(values * sums.values, sums.window).mul_(sums.share).sub_(mean * sums.mean)
-    divisor = floor.mul_(sums.floor).addcmul_(variance, sums.variance)
-    del variance
+    least = _least(other.flat)
+    own = _moments(image, other.window, other.share, weight, least=least, half=half)
+    covariance = window_sum(own.values * other.values, other.window).mul_(other.share).sub_(own.mean * other.mean)
+    raised = None if own.half is None else own.half / own.variance.clamp(min=TINY)
+    power = own.variance if raised is None or own.half is None else torch.addcmul(own.variance, own.half, raised)
+    divisor = own.floor.mul_(other.floor).addcmul_(power, other.power)
     ratio = divisor.reciprocal_().mul_(covariance)
     loss = 1 - masked_mean((ratio * covariance).clamp_(max=1), weight)
     if not gradient:
@@ -179,16 +209,21 @@ def _value_and_gradient(
     count = ratio.new_tensor(ratio[0, 0].numel()) if weight is None else weight.sum((1, *spatial), keepdim=True)
     count = count.clamp(min=1e-12)
     each = (1.0 if weight is None else weight) / (count * ratio.shape[1] * len(ratio))
-    through_floor = ratio.square().mul_(sums.floor).mul_(each).sum(spatial, keepdim=True) * (2 * sums.flat / count)
-    a = (ratio * sums.share).mul_(each).mul_(-2)
-    b = ratio.mul_(a).mul_(sums.variance).neg_()
-    rest = mean.mul_(b).addcmul_(a, sums.mean)
-    result = window_sum(b, sums.window).add_(through_floor).mul_(weighted)
+    squared = ratio.square().mul_(each)
+    through = (squared * other.floor).sum(spatial, keepdim=True) * (2 * least / count)
+    if raised is not None:
+        through += squared.mul_(other.power).mul_(raised).sum(spatial, keepdim=True) * (4 * half / count)
+    a = (ratio * other.share).mul_(each).mul_(-2)
+    b = ratio.mul_(a).mul_(other.power).neg_()
+    if raised is not None:
+        b.mul_(1 - raised.square_())
+    rest = own.mean.mul_(b).addcmul_(a, other.mean)
+    result = window_sum(b, other.window).add_(through).mul_(own.weighted)
     del b
-    result.addcmul_(window_sum(a, sums.window), sums.values).sub_(
-        window_sum(rest, sums.window) if weight is None else window_sum(rest, sums.window).mul_(weight)
+    result.addcmul_(window_sum(a, other.window), other.values).sub_(
+        window_sum(rest, other.window) if weight is None else window_sum(rest, other.window).mul_(weight)
     )
-    return loss, result.mul_(scale)
+    return loss, result.mul_(own.scale)
 
 
 def lcc_loss(

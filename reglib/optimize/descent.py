@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
@@ -136,13 +137,15 @@ def register(
     frozen, current = _split(_batched(transform, len(fixed)))
     seen = scene if frozen is None else warped_once(scene, frozen, plan)
     history: list[Record] = []
+    start = current
     with tqdm(total=sum(x.steps for x in plan), desc="register", disable=not options.progress, leave=False) as bar:
         for k, level in enumerate(plan):
             first = sum(map(len, pairs[:k]))
             small = replace(seen, images=seen.images[first : first + len(pairs[k])]).at(level)
-            current = current.at(small.grid).to(fixed.device)
+            start = current = _in_sight(current, start, small).at(small.grid).to(fixed.device)
             with torch.no_grad():
                 small = small.seen_by(current.ddf(small.grid))
+            current = current.at(small.grid)
             objective = Objective(
                 small,
                 terms[k],
@@ -156,12 +159,27 @@ def register(
             if interrupted:
                 break
     with torch.no_grad():
+        current = _in_sight(current, start, small)
         current = mended(current, transform.grid)
         if frozen is not None:
             current = Sequential(*frozen, *(current if isinstance(current, Sequential) else [current]))
         ddf = current.ddf(transform.grid).clone()
         warped = field.warp(moving, ddf, padding="zeros", **scene.grids)
     return Registration(current, ddf, warped, history, interrupted)
+
+
+@torch.no_grad()
+def _in_sight(current: Transform, start: Transform, scene: Scene) -> Transform:
+    """A fitted model, or what its level started from, if under the model nothing is left to compare."""
+    if current is start or scene.overlaps(current.to(scene.images[0].fixed.device).ddf(scene.grid)):
+        return current
+    warnings.warn(
+        "a level of the registration lost sight of the moving image, and is left out; lower Options(lr=...), or begin "
+        "with optimize.align.",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return start
 
 
 def planned(levels: Sequence[float | Level], steps: Sequence[int] | None) -> list[Level]:

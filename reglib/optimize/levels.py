@@ -15,6 +15,7 @@ from ..grid import Grid, require_on_grid
 from ..transforms import Transform
 
 WHOLE = 0.99  # share of the fixed grid from which on the moving image counts as seen everywhere
+EVEN = 0.01  # of an image's range: faces that differ by less are one background
 FAINT = 0.05  # weight of a mask below which a voxel is only the blur of others
 SMALLEST_LEVEL = 8  # voxels along an axis that a level never goes below
 
@@ -135,16 +136,23 @@ class Scene:
 
         Raises: ValueError if nothing would be compared.
         """
-        inside = field.valid_mask(ddf, **self.grids)
-        scene = replace(self, crop=float(inside.float().mean()) < WHOLE)
-        mask = scene.mask(ddf)
-        if mask is not None and not bool((mask > FAINT).flatten(1).any(1).all()):
+        if not self.overlaps(ddf):
             masked = "" if self.fixed_mask is None and self.moving_mask is None else " within their masks"
             raise ValueError(
                 f"the images do not overlap{masked} where the registration starts; begin with optimize.align or check "
                 "the headers."
             )
-        return scene
+        inside = field.valid_mask(ddf, **self.grids)
+        return replace(self, crop=float(inside.float().mean()) < WHOLE and not self._surrounded())
+
+    def overlaps(self, ddf: Tensor) -> bool:
+        """Whether anything would be compared under a field, in every pair of a batch."""
+        mask = replace(self, crop=True).mask(ddf)
+        return mask is not None and bool((mask > FAINT).flatten(1).any(1).all())
+
+    def _surrounded(self) -> bool:
+        """Whether the moving images end in an even background: then it is known what lies beyond them."""
+        return all(_even_faces(image) for image in {id(pair.moving): pair.moving for pair in self.images}.values())
 
     @torch.no_grad()
     def warped_once(self, frozen: Transform, mode: field.Mode) -> Scene:
@@ -157,13 +165,21 @@ class Scene:
         seen = field.valid_mask(ddf, **self.grids).to(like.dtype)
         if self.moving_mask is not None:
             seen = seen * field.warp(self.moving_mask, ddf, padding="zeros", **self.grids)
-        whole = self.moving_mask is None and float(seen.mean()) >= WHOLE
+        whole = self.moving_mask is None and (float(seen.mean()) >= WHOLE or self._surrounded())
         made: dict[int, Tensor] = {}
         for image in {id(pair.moving): pair.moving for pair in self.images}.values():
             warped = field.warp(image, ddf, mode=mode, **self.grids)
             made[id(image)] = warped.clamp_(float(image.min()), float(image.max()))
         images = tuple(Images(pair.fixed, made[id(pair.moving)]) for pair in self.images)
         return Scene(self.grid, self.grid, images, self.fixed_mask, None if whole else seen)
+
+
+def _even_faces(image: Tensor) -> bool:
+    """Whether an image has one value on all its faces, to `EVEN` of its range."""
+    faces = [image.select(axis, end) for axis in range(2, image.ndim) for end in (0, -1)]
+    values = torch.cat([face.flatten(2) for face in faces], dim=2)
+    spread, whole = (x.amax(2) - x.amin(2) for x in (values, image.flatten(2)))
+    return bool((spread <= EVEN * whole).all())
 
 
 def shrink(image: Tensor, weight: Tensor | None, grid: Grid) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -173,18 +174,20 @@ class _Search:
     def follow(self, matrix: Tensor, model: type[Linear], plan: Sequence[tuple[float, int]]) -> Tensor:
         """Where a model descends to from a matrix."""
         scene, (images,) = self.scene, self.scene.images
-        found = register(
-            images.fixed,
-            images.moving,
-            model(scene.grid, matrix=matrix),
-            similarity=self.similarity,
-            levels=[factor for factor, _ in plan],
-            steps=[count for _, count in plan],
-            moving_grid=scene.moving_grid,
-            fixed_mask=scene.fixed_mask,
-            moving_mask=scene.moving_mask,
-            options=self.options,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a start that loses sight of the image is one that failed
+            found = register(
+                images.fixed,
+                images.moving,
+                model(scene.grid, matrix=matrix),
+                similarity=self.similarity,
+                levels=[factor for factor, _ in plan],
+                steps=[count for _, count in plan],
+                moving_grid=scene.moving_grid,
+                fixed_mask=scene.fixed_mask,
+                moving_mask=scene.moving_mask,
+                options=self.options,
+            )
         if found.interrupted:
             raise KeyboardInterrupt  # there is no best of a search that has not ended
         assert isinstance(found.transform, Linear)
@@ -194,7 +197,7 @@ class _Search:
 @torch.no_grad()
 def _apart(a: Linear, b: Linear) -> float:
     """How far two maps on one grid lead its corners apart, on average, as a share of its diagonal."""
-    first, second = (linear.points(linear.grid.corners()) for linear in (a, b))
+    first, second = (linear.points(linear.grid.corners()[None]) for linear in (a, b))
     return float((first - second).norm(dim=-1).mean()) / math.hypot(*a.grid.extent)
 
 
