@@ -46,7 +46,7 @@ class Tuned:
 
 
 SIMILARITIES = {
-    "lncc": Tuned(partial(losses.lncc_loss, window=7, flat=0.02), 1.0, LOCAL),
+    "lncc": Tuned(partial(losses.lncc_loss, window=7, flat=0.02), 0.6, LOCAL),
     "ncc": Tuned(losses.ncc_loss, 2.0, WHOLE),
     "mse": Tuned(losses.mse_loss, 0.4, WHOLE),
     "mi": Tuned(MUTUAL_INFORMATION, 4.0, WHOLE),

@@ -283,6 +283,18 @@ def test_unfold_returns_a_fair_field_untouched_and_counts_what_it_cannot_mend():
     assert left > 0
 
 
+def test_an_inverse_takes_the_step_that_suits_each_voxel():
+    """A stretch to four times along one axis: fixed steps of 1 and of 0.5 run away from it."""
+    ddf = linear_field([[3.0, 0.0], [0.0, -0.4]], (33, 25))
+    expected = linear_field([[-0.75, 0.0], [0.0, 2 / 3]], (33, 25))
+    found = field.inverse(ddf)
+    assert float(found.residual.max()) < 2e-3
+    middle = (slice(None), slice(None), slice(None), slice(9, 16))  # beyond, the inverse leads out of the grid
+    assert largest(found.ddf[middle] - expected[middle]) < 1e-2
+    for step in (1.0, 0.5):
+        assert float(field.inverse(ddf, step=step).residual[middle].max()) > 1
+
+
 def test_an_inverse_of_a_field_that_is_laid_out_otherwise():
     """A permuted field, as a picture's axes are, is inverted as its copy is."""
     ddf = smooth_ddf((14, 12), largest=1.5).permute(0, 1, 3, 2)

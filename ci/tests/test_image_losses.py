@@ -53,15 +53,18 @@ def pair(shape, *, dtype=torch.float64, batch=1):
     return 0.8 * first + 0.4 * other, first
 
 
-def numpy_windowed(w, f, kernel, *, floor=0.0):
-    """Mean squared local correlation under any kernel, borders cut, by SciPy's convolution."""
+def numpy_windowed(w, f, kernel, *, half=0.0, floor=0.0):
+    """Mean squared local correlation under any kernel, borders cut, by SciPy's convolution.
+
+    Where the fixed image's variance is `half`, a window counts half; `floor` is added to the product of variances.
+    """
     count = convolve(np.ones_like(w), kernel, mode="constant")
 
     def mean(x):
         return convolve(x, kernel, mode="constant") / count
 
     cov, vw, vf = mean(w * f) - mean(w) * mean(f), mean(w * w) - mean(w) ** 2, mean(f * f) - mean(f) ** 2
-    return 1 - np.mean(cov**2 / (vw * vf + floor))
+    return 1 - np.mean(cov**2 / (vw * (vf + half**2 / vf) + floor))
 
 
 # -- windows -----------------------------------------------------------------------------------------------------
@@ -180,13 +183,27 @@ def test_flat_keeps_faint_noise_from_counting():
     assert float(lncc_loss(fixed[:, :, :10], fixed[:, :, :10], window=5, flat=1e-5)) < 1e-3
 
 
-@pytest.mark.parametrize("flat", [0.0, 0.02, 0.5])
-def test_flat_is_a_share_of_each_images_variance(flat):
-    """cc = cov^2 / (var W var F + floors), its floors `flat` of the variance of the whole image."""
+@pytest.mark.parametrize("flat", [0.0, 1e-5, 0.02, 0.5])
+def test_flat_is_a_share_of_the_fixed_images_variance(flat):
+    """Above the default, of the fixed image alone, and for both together a tenth of it."""
     warped, fixed = pair(SHAPES[2])
-    floor = flat**2 * float(warped.var(correction=0) * fixed.var(correction=0))
-    expected = numpy_windowed(warped.numpy()[0, 0], fixed.numpy()[0, 0], np.ones((5, 5)), floor=floor)
+    own, other = (float(x.var(correction=0)) for x in (fixed, warped))
+    both = flat if flat <= 1e-5 else flat / 10
+    how = {"half": flat * own if flat > 1e-5 else 0.0, "floor": both**2 * own * other}
+    expected = numpy_windowed(warped.numpy()[0, 0], fixed.numpy()[0, 0], np.ones((5, 5)), **how)
     assert abs(float(lncc_loss(warped, fixed, window=5, flat=flat)) - expected) < 1e-5
+
+
+def test_a_warped_image_gains_nothing_by_stronger_contrast_in_weak_places():
+    """Else a map is rewarded for gathering structure wherever the fixed image has little of it."""
+    strong = smooth_image((40, 20), seed=0).double()
+    gain = torch.where(torch.arange(40)[:, None] < 20, 1.0, 0.2)
+    weak = strong * gain
+    kept, raised = (
+        float(lncc_loss(x, weak, window=5, flat=0.05)) for x in (weak, weak * torch.where(gain < 1, 3.0, 1.0))
+    )
+    assert kept > 0.1  # weak windows do count less
+    assert abs(raised - kept) < 0.1 * kept
 
 
 @pytest.mark.parametrize("masked", [False, True])

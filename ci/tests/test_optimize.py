@@ -648,6 +648,36 @@ def test_two_images_are_compared_where_both_are():
     assert scene.compared(moved * 1000, mse_loss) == (math.inf, 0.0)
 
 
+def brightness(warped, fixed, *, mask=None):
+    """Mean brightness where both are, 0 where nothing is left: it drives the image out of sight."""
+    weight = torch.ones_like(warped) if mask is None else mask
+    return (warped * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+@pytest.mark.parametrize("steps", [(60, 20), (20, 60)], ids=["first level", "last level"])
+def test_a_level_that_loses_sight_is_left_out(steps):
+    ramp = torch.linspace(1, 2, 32).reshape(1, 1, 32, 1).expand(1, 1, 32, 32)
+    options = Options(lr=3.0, tolerance=-1.0, progress=False)
+    model = Translation(Grid((32, 32)))
+    with pytest.warns(RuntimeWarning, match="lost sight of the moving image"):
+        found = register(ramp, ramp, model, similarity=brightness, levels=(2, 1), steps=steps, options=options)
+    assert len(found.history) == sum(steps)
+    assert bool(field.valid_mask(found.ddf).any())
+
+
+def test_what_lies_beyond_an_even_background_is_known():
+    """An image that ends in one value on all faces is not cut off there; another is, and only what both see counts."""
+    grid = Grid((32, 32))
+    blob = torch.zeros(1, 1, 32, 32)
+    blob[..., 10:20, 8:18] = smooth_image((10, 10), seed=0).float() + 2
+    shift = torch.full((1, 2, 32, 32), 4.0)
+    cut = blob + torch.linspace(0, 1, 32)
+    assert not Scene(grid, grid, (Images(blob, blob),)).seen_by(shift).crop
+    assert Scene(grid, grid, (Images(blob, cut),)).seen_by(shift).crop
+    with sentence(ValueError, "do not overlap"):
+        Scene(grid, grid, (Images(blob, blob),)).seen_by(shift * 10)
+
+
 def test_align_needs_something_to_compare():
     """A mask of one voxel is next to nothing on the coarse images that starts are compared on."""
     image = smooth_image((256, 256), seed=1)

@@ -117,7 +117,7 @@ def lncc_loss(
         mask: weights; a window counts by the weight at its center, voxels outside do not enter.
         warped_mask: weights of the warped image, multiplied with `mask`; no gradient flows to either.
         flat: share of the fixed image's own variance at which a window of it counts half, and below it ever less.
-            The default only keeps rounding out; 0.005 keeps the noise of air and of even tissue from pulling. It
+            The default only keeps rounding out; 0.02 keeps the noise of air and of even tissue from pulling. It
             does not ask the warped image, which would gain by gathering structure wherever it has too little.
         fixed_sums: `lncc_sums(fixed, window, mask=mask, flat=flat)`, if you have them; then its window and flat count.
 
