@@ -153,7 +153,8 @@ class _Search:
         near = [matrices[k] for _, k in ranked[:TRIED]]
         led = [*near, *(self.follow(matrix, models[0], [(at[0], at[1] // 2)]) for matrix in near)]
         score, best = min(((self.score(matrix), k) for k, matrix in enumerate(led)))
-        linear, worst = Translation(grid, matrix=led[best]), ranked[-1][0]
+        linear: Linear = Translation(grid, matrix=led[best])
+        worst = ranked[-1][0]
         if known is not None:
             hopeless = score > known.score + CLEARLY * (max(known.worst, worst) - known.score)
             if hopeless or _apart(linear, known.linear) < SAME:
