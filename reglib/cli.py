@@ -29,6 +29,7 @@ app = typer.Typer(
 
 class Model(StrEnum):
     diffeo = "diffeo"
+    symmetric = "symmetric"
     svf = "svf"
     ffd = "ffd"
     dense = "dense"

@@ -287,6 +287,8 @@ def _deformable(name: str, grid: Grid) -> transforms.Transform:
         return transforms.DenseDisplacement(grid)
     if name == "svf":
         return transforms.StationaryVelocity(grid)
+    if name == "symmetric":
+        return transforms.SymmetricDiffeomorphism(grid)
     return transforms.Diffeomorphism(grid)
 
 

@@ -218,7 +218,7 @@ def test_images_whose_headers_lie_far_apart_still_meet(slices, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:a level of the registration lost sight")  # of noise, a few voxels wide
 @pytest.mark.parametrize("shape", [(5, 6), (9, 2), (4, 5, 3), (40, 30, 2)])
-@pytest.mark.parametrize("model", ["diffeo", "ffd", "affine"])
+@pytest.mark.parametrize("model", ["diffeo", "symmetric", "ffd", "affine"])
 def test_images_smaller_than_a_level_are_registered_all_the_same(tmp_path, shape, model):
     grid = Grid(shape, np.diag([2.0] * len(shape) + [1.0]))
     generator = torch.Generator().manual_seed(0)

@@ -35,6 +35,7 @@ from reglib.transforms import (
     Sequential,
     Similarity,
     StationaryVelocity,
+    SymmetricDiffeomorphism,
     Translation,
     VelocityFreeForm,
 )
@@ -82,6 +83,7 @@ def dense_models(dim, largest=2.5):
     return {
         "dense": DenseDisplacement(grid, ddf=smooth),
         "composed": Diffeomorphism(grid, ddf=smooth),
+        "symmetric": SymmetricDiffeomorphism(grid).with_values(to_fixed=-smooth / 2, to_moving=smooth / 2)._own(),
         "velocity": StationaryVelocity(grid, velocity=smooth),
         "free form": scatter(FreeFormDeformation(grid, control_spacing_mm=spacing)),
         "velocity free form": scatter(VelocityFreeForm(grid, control_spacing_mm=spacing)),
@@ -253,7 +255,8 @@ def test_one_optimizer_step_moves_the_image_by_about_its_length(dim, name):
     before = transform.ddf().detach().clone()
     for group in transform.parameter_groups(0.5):
         for parameter in group["params"]:
-            parameter.data += group["lr"]
+            away = -1 if parameter is getattr(transform, "to_fixed", None) else 1  # halves that part
+            parameter.data += away * group["lr"]
     moved = (transform.ddf().detach() - before).norm(dim=1).mean()
     assert 0.1 < moved < 3
 
@@ -266,6 +269,7 @@ def tiny_models(dim):
     models = {
         "dense": DenseDisplacement(grid),
         "composed": Diffeomorphism(grid),
+        "symmetric": SymmetricDiffeomorphism(grid),
         "velocity": StationaryVelocity(grid, steps=2),
         "free form": FreeFormDeformation(grid, **lattice),
         "velocity free form": VelocityFreeForm(grid, **lattice, steps=2),
@@ -314,13 +318,13 @@ def test_a_network_supplies_a_batch_of_values(dim, name):
     """Each of the batch as if it were alone, there, back, elsewhere and for points, with its own gradient."""
     transform = every_model(dim)[name]
     transform.steps = 4  # else the fastest of the batch sets it for all
-    [(label, parameter)] = transform.named_parameters()
-    values = torch.cat([parameter.detach(), -0.5 * parameter.detach(), 0 * parameter.detach()]).requires_grad_()
-    batch = transform.with_values(**{label: values})
+    own = dict(transform.named_parameters())
+    values = {label: torch.cat([p, -0.5 * p, 0 * p]).detach().requires_grad_() for label, p in own.items()}
+    batch = transform.with_values(**values)
     assert type(batch) is type(transform)
     assert list(batch.parameters()) == []
     points, other = inside_points(transform.grid).float(), transform.grid.downsample(1.7)
-    singles = [transform.with_values(**{label: v[None].detach()}) for v in values]
+    singles = [transform.with_values(**{label: v[k : k + 1].detach() for label, v in values.items()}) for k in range(3)]
     for view in (
         lambda model: model.ddf(),
         lambda model: model.ddf(other),
@@ -336,8 +340,9 @@ def test_a_network_supplies_a_batch_of_values(dim, name):
         assert len(found) == 3
         assert largest(found, torch.cat([view(single) for single in singles])) < 2e-3  # inverses stop together
     batch.ddf()[1].square().sum().backward()
-    assert [bool((g != 0).any()) for g in values.grad] == [False, True, False]
-    assert parameter.grad is None
+    for label, value in values.items():
+        assert [bool((g != 0).any()) for g in value.grad] == [False, True, False]
+        assert own[label].grad is None
 
 
 @pytest.mark.parametrize(("dim", "name"), MODELS)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from .. import field, filters
 from ..grid import Grid
-from ..transforms import Dense, Diffeomorphism, Linear, Sequential, Transform
+from ..transforms import Dense, Diffeomorphism, Linear, Sequential, SymmetricDiffeomorphism, Transform
 from .levels import Images, Level, Scene, checked_scene
 from .objective import Landmarks, Objective, Term, Terms, as_terms, checked_landmarks
 from .optimizers import ScaledAdam
@@ -240,14 +240,18 @@ def _is_trained(transform: Transform) -> bool:
 
 def mended(transform: Transform, grid: Grid) -> Transform:
     """Diffeomorphisms on the fixed grid, without the odd fold that interpolation left."""
-    if isinstance(transform, Diffeomorphism):
-        transform.displacement.copy_(field.unfold(transform.displacement)[0])  # most folds, where it is cheap
-        fine = transform.at(grid)
-        assert isinstance(fine, Diffeomorphism)
-        fine.displacement.copy_(field.unfold(fine.displacement)[0])
-        return fine
+    if isinstance(transform, Diffeomorphism | SymmetricDiffeomorphism):
+        fine = _unfolded(transform).at(grid)  # most folds are mended where it is cheap
+        assert isinstance(fine, Diffeomorphism | SymmetricDiffeomorphism)
+        return _unfolded(fine)
     if type(transform) is Sequential:
         return Sequential(*(mended(part, grid) for part in transform))
+    return transform
+
+
+def _unfolded(transform: Diffeomorphism | SymmetricDiffeomorphism) -> Transform:
+    for u in transform.parameters():
+        u.copy_(field.unfold(u)[0])
     return transform
 
 

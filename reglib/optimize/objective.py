@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import filters
-from ..transforms import Diffeomorphism, Transform
+from .. import field, filters
+from ..transforms import Diffeomorphism, SymmetricDiffeomorphism, Transform
 from .levels import Scene
 
 Loss = Callable[..., Tensor]
@@ -101,10 +101,12 @@ class Objective:
     def descend(self, transform: Transform) -> dict[str, float]:
         """The value of each term and their sum, `loss`; the gradient is left in the parameters.
 
-        Of a `Diffeomorphism` it is the gradient to the next step s in u <- compose(u, s), at s = 0.
+        Of a diffeomorphism it is the gradient to the next step s in u <- compose(u, s), at s = 0.
         """
         if isinstance(transform, Diffeomorphism):
             return self._descend_composed(transform)
+        if isinstance(transform, SymmetricDiffeomorphism):
+            return self._descend_to_the_middle(transform)
         ddf = transform.ddf(self.scene.grid)
         warped = [self.scene.warp(images, ddf) for images in self.scene.images]
         alike, values = self._alike(warped, ddf)
@@ -112,8 +114,9 @@ class Objective:
         loss = alike + rest
         loss.backward()
         for module in transform.modules():
-            if isinstance(module, Diffeomorphism) and module.displacement.grad is not None:
-                module.displacement.grad = pulled_back(module.displacement.grad, module.displacement.detach())
+            if isinstance(module, Diffeomorphism | SymmetricDiffeomorphism):
+                for u in module.parameters():
+                    u.grad = None if u.grad is None else pulled_back(u.grad, u.detach())
         return {"loss": float(loss.detach()), **values, **more}
 
     def _descend_composed(self, model: Diffeomorphism) -> dict[str, float]:
@@ -133,6 +136,40 @@ class Objective:
                     _add_slopes(step, image.detach(), image.grad)
             u.grad = step
         return {"loss": float(alike.detach()) + float(rest.detach()), **values, **more}
+
+    def _descend_to_the_middle(self, model: SymmetricDiffeomorphism) -> dict[str, float]:
+        """The same for two fields, each with its own image: both come to the middle and are compared both ways round.
+
+        Some losses weigh their two images differently; so no image is preferred.
+        """
+        halves = (model.to_moving, model.to_fixed)
+        onwards, back = (u.detach() for u in halves)
+        fixed_mask = self.scene.fixed_mask
+        middle = replace(self.scene, fixed_mask=None if fixed_mask is None else field.warp(fixed_mask, back))
+        mask, total, values = middle.mask(onwards), onwards.new_zeros(()), {}
+        masked = {} if mask is None else {"mask": mask * field.valid_mask(back).to(mask.dtype)}
+        seen: list[list[Tensor]] = []
+        for term, images, _ in self.similarities:
+            pair = self.scene.warp(images, onwards), field.warp(images.fixed, back)
+            seen.append([image.requires_grad_() for image in pair])
+            both_ways = [term.loss(*images_of, **masked) for images_of in (seen[-1], seen[-1][::-1])]
+            value = (both_ways[0] + both_ways[1]) / 2
+            total = total + term.weight * value
+            values[term.name] = float(value.detach())
+        total.backward()
+        rest, more = self._rest(model)
+        if rest.requires_grad:
+            rest.backward()
+        with torch.no_grad():
+            for u, images_of in zip(halves, zip(*seen, strict=True), strict=True):
+                step = torch.zeros_like(u) if u.grad is None else pulled_back(u.grad, u.detach())
+                for image in images_of:
+                    if image.grad is not None:
+                        _add_slopes(step, image.detach(), image.grad)
+                u.grad = step
+        named = values if len(values) > 1 else {}
+        loss = float(total.detach()) + float(rest.detach())
+        return {"loss": loss, "similarity": float(total.detach()), **named, **more}
 
     def _alike(self, warped: Sequence[Tensor], ddf: Tensor) -> tuple[Tensor, dict[str, float]]:
         mask = self.scene.mask(ddf.detach())

@@ -12,7 +12,7 @@ Convention:
 from .base import Inverse, Transform
 from .bspline import FreeFormDeformation, VelocityFreeForm
 from .combine import MultiLevel, Sequential
-from .dense import Dense, DenseDisplacement, Diffeomorphism, StationaryVelocity
+from .dense import Dense, DenseDisplacement, Diffeomorphism, StationaryVelocity, SymmetricDiffeomorphism
 from .kernel import KernelDisplacement
 from .linear import (
     Affine,
@@ -41,6 +41,7 @@ __all__ = [
     "Sequential",
     "Similarity",
     "StationaryVelocity",
+    "SymmetricDiffeomorphism",
     "Transform",
     "Translation",
     "VelocityFreeForm",

@@ -104,8 +104,54 @@ class Diffeomorphism(DenseDisplacement):
     """
 
     def parameter_groups(self, step: float) -> list[dict[str, Any]]:
-        groups = super().parameter_groups(step)
-        return [{**group, "compose": True, "betas": (0.9, 0.9)} for group in groups if group["params"]]
+        return _composed(super().parameter_groups(step))
+
+
+def _composed(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups whose steps are composed; their scale forgets as fast as their direction."""
+    return [{**group, "compose": True, "betas": (0.9, 0.9)} for group in groups if group["params"]]
+
+
+class SymmetricDiffeomorphism(Dense):
+    """Two displacements from a middle, which `register` composes with small smooth steps until both images meet there.
+
+    `to_fixed` and `to_moving` (1, d, *s) voxels lead from the middle to either image; the map goes to the middle and
+    on, compose(to_moving, inverse(to_fixed)). No image is preferred: exchanged images give the inverse map, which is
+    this one with its halves exchanged.
+
+    Source: Avants et al. 2008, doi:10.1016/j.media.2007.06.004 (SyN).
+    Differs: gradients of any similarity to both images; the fields need not be halves of one geodesic.
+    """
+
+    to_fixed: nn.Parameter
+    to_moving: nn.Parameter
+
+    def __init__(self, grid: Grid) -> None:
+        super().__init__(grid)
+        self.to_fixed = nn.Parameter(start_field(grid, None))
+        self.to_moving = nn.Parameter(start_field(grid, None))
+
+    def own_field(self) -> Float[Tensor, "b d *s"]:
+        return field.compose(self.to_moving, inverse_field(self.to_fixed))
+
+    def _inverted(self) -> SymmetricDiffeomorphism:
+        exchanged: SymmetricDiffeomorphism = self._with({"to_fixed": self.to_moving, "to_moving": self.to_fixed})
+        return exchanged
+
+    def deformations(self) -> list[Tensor]:
+        return [self.to_fixed, self.to_moving]
+
+    def _closest(self, target: Tensor) -> dict[str, Tensor]:
+        return {"to_fixed": torch.zeros_like(target), "to_moving": target}
+
+    def _at(self, grid: Grid) -> SymmetricDiffeomorphism:
+        halves = {"to_fixed": self.to_fixed, "to_moving": self.to_moving}
+        moved: SymmetricDiffeomorphism = self._with({name: on_grid(u, self.grid, grid) for name, u in halves.items()})
+        moved.grid = grid
+        return moved
+
+    def parameter_groups(self, step: float) -> list[dict[str, Any]]:
+        return _composed(super().parameter_groups(step / 2))  # both halves move
 
 
 class StationaryVelocity(Dense):
