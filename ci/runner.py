@@ -18,6 +18,7 @@ from typing import Any
 import nbformat
 
 import chapter
+from environment import SHARED_CORES
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = {"smoke": 30, "lite": 300}
@@ -63,8 +64,7 @@ class Workplace:
             "JUPYTER_PATH": [str(self.build / "jupyter"), *filter(None, [os.environ.get("JUPYTER_PATH")])],
         }
         threads = str(max(1, self.cores // at_once))
-        # Threads that spin while they wait make a notebook four times slower as soon as the cores are shared.
-        fixed = {"IPYTHONDIR": str(self.build / "ipython"), "MPLBACKEND": "agg", "OMP_WAIT_POLICY": "PASSIVE"}
+        fixed = {"IPYTHONDIR": str(self.build / "ipython"), "MPLBACKEND": "agg", **SHARED_CORES}
         joined = {key: os.pathsep.join(folders) for key, folders in paths.items()}
         return inherited | joined | dict.fromkeys(THREADS, threads) | fixed | variables
 

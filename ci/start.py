@@ -9,12 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from environment import CommandError, Environment, run_logged, run_main
+from environment import SHARED_CORES, CommandError, Environment, run_logged, run_main
 
 NOTEBOOK = "notebooks/00_start_here.ipynb"
 OUT = "build/start"
-# Threads that spin while they wait slow a shared machine fourfold; these sleep.
-SHARED_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 

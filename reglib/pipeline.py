@@ -73,6 +73,7 @@ class Pace:
 PACES = {"fast": Pace((15, 20, 15), lr=0.4, first_sigma=3.0), "accurate": Pace((30, 40, 60), lr=0.2, first_sigma=8.0)}
 FINEST_SIGMA = 0.8  # voxels of a level
 TOLERANCE = 4e-3  # a level ends when ten steps gain less than this share of the loss
+ALIGN_TOLERANCE = 1e-3  # the same of the linear alignment before
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, option
         masks=(case.fixed_mask, case.moving_mask),
         levels=levels,
         steps=(60, 40)[: len(levels)],
-        options=options,
+        options=replace(options, tolerance=ALIGN_TOLERANCE),
     )
 
 
