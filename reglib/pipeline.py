@@ -254,6 +254,8 @@ def _doubts(case: Case, result: Registration, settings: Settings, measured: dict
     if result.interrupted:
         last = result.history[-1]
         doubts.append(f"interrupted at level {last['level']:g}, step {last['step']:g}; this is the best until then.")
+    for factor in result.left_out:
+        doubts.append(f"level {factor:g} lost sight of the moving image and is left out.")
     before, after = _losses(case, result.ddf, SIMILARITIES[settings.similarity].loss)
     if not after <= before:
         losses_are = f"{settings.similarity} {before:.4g} before, {after:.4g} after"

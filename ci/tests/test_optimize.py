@@ -674,14 +674,15 @@ def brightness(warped, fixed, *, mask=None):
     return (warped * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
-@pytest.mark.parametrize("steps", [(60, 20), (20, 60)], ids=["first level", "last level"])
-def test_a_level_that_loses_sight_is_left_out(steps):
+@pytest.mark.parametrize(("steps", "lost"), [((60, 3), 2.0), ((3, 60), 1.0)], ids=["first level", "last level"])
+def test_a_level_that_loses_sight_is_left_out(steps, lost):
     ramp = torch.linspace(1, 2, 32).reshape(1, 1, 32, 1).expand(1, 1, 32, 32)
     options = Options(lr=3.0, tolerance=-1.0, progress=False)
     model = Translation(Grid((32, 32)))
     with pytest.warns(RuntimeWarning, match="lost sight of the moving image"):
         found = register(ramp, ramp, model, similarity=brightness, levels=(2, 1), steps=steps, options=options)
     assert len(found.history) == sum(steps)
+    assert found.left_out == [lost]
     assert bool(field.valid_mask(found.ddf).any())
 
 

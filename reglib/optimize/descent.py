@@ -81,6 +81,7 @@ class Registration:
         history: one record a step: level, step, loss, similarity (weighted sum), regularizer (before the common
             weight), landmarks if given, and each term by its name, unweighted, where there are several of a kind.
         interrupted: whether a keyboard interrupt ended it; everything else is then the best so far.
+        left_out: factors of levels that lost sight of the moving image, and whose result is therefore not used.
     """
 
     transform: Transform
@@ -88,6 +89,7 @@ class Registration:
     warped: Tensor
     history: list[Record] = dataclass_field(default_factory=list)
     interrupted: bool = False
+    left_out: list[float] = dataclass_field(default_factory=list)
 
 
 def register(
@@ -137,12 +139,16 @@ def register(
     frozen, current = _split(_batched(transform, len(fixed)))
     seen = scene if frozen is None else warped_once(scene, frozen, plan)
     history: list[Record] = []
+    left_out: list[float] = []
     start = current
     with tqdm(total=sum(x.steps for x in plan), desc="register", disable=not options.progress, leave=False) as bar:
         for k, level in enumerate(plan):
             first = sum(map(len, pairs[:k]))
             small = replace(seen, images=seen.images[first : first + len(pairs[k])]).at(level)
-            start = current = _in_sight(current, start, small).at(small.grid).to(fixed.device)
+            if k > 0 and not _in_sight(current, small):
+                current = start
+                left_out.append(max(plan[k - 1].factors(1)))
+            start = current = current.at(small.grid).to(fixed.device)
             with torch.no_grad():
                 small = small.seen_by(current.ddf(small.grid))
             current = current.at(small.grid)
@@ -159,27 +165,29 @@ def register(
             if interrupted:
                 break
     with torch.no_grad():
-        current = _in_sight(current, start, small)
+        if not _in_sight(current, small):
+            current = start
+            left_out.append(max(level.factors(1)))
         current = mended(current, transform.grid)
         if frozen is not None:
             current = Sequential(*frozen, *(current if isinstance(current, Sequential) else [current]))
         ddf = current.ddf(transform.grid).clone()
         warped = field.warp(moving, ddf, padding="zeros", **scene.grids)
-    return Registration(current, ddf, warped, history, interrupted)
+    return Registration(current, ddf, warped, history, interrupted, left_out)
 
 
 @torch.no_grad()
-def _in_sight(current: Transform, start: Transform, scene: Scene) -> Transform:
-    """A fitted model, or what its level started from, if under the model nothing is left to compare."""
-    if current is start or scene.overlaps(current.to(scene.images[0].fixed.device).ddf(scene.grid)):
-        return current
+def _in_sight(transform: Transform, scene: Scene) -> bool:
+    """Whether under a fitted model anything is left to compare; if not, it warns."""
+    if scene.overlaps(transform.to(scene.images[0].fixed.device).ddf(scene.grid)):
+        return True
     warnings.warn(
         "a level of the registration lost sight of the moving image, and is left out; lower Options(lr=...), or begin "
         "with optimize.align.",
         RuntimeWarning,
         stacklevel=4,
     )
-    return start
+    return False
 
 
 def planned(levels: Sequence[float | Level], steps: Sequence[int] | None) -> list[Level]:
