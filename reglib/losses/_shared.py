@@ -52,17 +52,19 @@ def weighted_mean(values: Tensor, weight: Tensor | None) -> Tensor:
 def standard(image: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Center and scale of each image and channel, (b, c, 1, ..), no gradient: (x - center) * scale is in [-1, 1].
 
-    Sums of squares of values far from 0 lose their digits, and of values far above 1 overflow.
+    Sums of squares of values far from 0 lose their digits, and of values far above 1 overflow. The scale of an image
+    that varies by no more than rounding of its values is 0: a constant stays one.
     """
     x = image.detach()
     axes = tuple(range(2, x.ndim))
     center = weighted_mean(x, weight)
+    noise = 8 * torch.finfo(x.dtype).eps * center.abs()
     if weight is None:
         reach = torch.maximum(x.amax(axes, keepdim=True) - center, center - x.amin(axes, keepdim=True))
     else:
         reach = (weight * (x - center)).abs().amax(axes, keepdim=True)
-    noise = 8 * torch.finfo(x.dtype).eps * center.abs()  # a smaller reach is rounding of the stored values
-    return center, 1 / reach.maximum(noise).clamp(min=1e-18)
+        noise = noise * weight.amax(axes, keepdim=True)
+    return center, torch.where(reach > noise, 1 / reach.clamp(min=1e-18), 0.0)
 
 
 def standardized(image: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
