@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import field, io, losses, metrics, transforms
 from .grid import Axes, Grid, GridMismatchError
-from .optimize import Level, Options, Registration, Term, align, register
+from .optimize import Lbfgs, Level, Options, Registration, Term, align, register
 from .optimize.levels import Images, checked_scene
 
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
@@ -74,6 +74,7 @@ PACES = {"fast": Pace((15, 20, 15), lr=0.4, first_sigma=3.0), "accurate": Pace((
 FINEST_SIGMA = 0.8  # voxels of a level
 TOLERANCE = 4e-3  # a level ends when ten steps gain less than this share of the loss
 ALIGN_TOLERANCE = 1e-3  # the same of the linear alignment before
+SPLINES: dict[str, Any] = {"optimizer": Lbfgs, "lr": 2.0, "tolerance": 1e-3}  # few parameters: to search lines pays
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,15 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         moving_grid=case.moving_grid,
         fixed_mask=case.fixed_mask,
         moving_mask=case.moving_mask,
-        options=replace(options, lr=pace.lr, gradient_sigma=sigmas, decay=0.9, tolerance=TOLERANCE),
+        options=_descent(settings.transform, replace(options, lr=pace.lr, gradient_sigma=sigmas)),
     )
+
+
+def _descent(transform: str, options: Options) -> Options:
+    """How to go down: a composed field by ever shorter steps, splines by L-BFGS."""
+    if transform == "ffd":
+        return replace(options, **SPLINES)
+    return replace(options, decay=0.9, tolerance=TOLERANCE)
 
 
 def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, options: Options) -> transforms.Linear:
