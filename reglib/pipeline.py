@@ -55,6 +55,7 @@ SIMILARITIES = {
     "mind": Tuned(losses.mind_loss, 1.0, LOCAL),
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
+SMOOTH_SPLINES = (Term(losses.bending_loss, 20.0), Term(losses.log_jacobian_loss, 0.1))  # followed to the bottom
 SMOOTH_VELOCITY = Term(losses.diffusion_loss, 0.25)  # which has no volumes of its own to keep
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
 JUDGED = 64  # voxels along the longest axis at which a result is compared with the headers
@@ -200,7 +201,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         moving,
         transforms.Sequential(linear.freeze(), _deformable(settings.transform, case.fixed_grid)),
         similarity=similarity.loss,
-        regularizer=SMOOTH_VELOCITY if settings.transform == "svf" else SMOOTH,
+        regularizer={"svf": SMOOTH_VELOCITY, "ffd": SMOOTH_SPLINES}.get(settings.transform, SMOOTH),
         weight=similarity.weight,
         levels=levels,
         steps=pace.steps[-len(levels) :],

@@ -186,6 +186,16 @@ def test_every_model_runs_in_2d(slices, tmp_path, model):
     assert np.loadtxt(tmp_path / "affine.txt").shape == (4, 4)
 
 
+@pytest.mark.parametrize("model", ["diffeo", "svf", "ffd", "dense"])
+def test_every_bending_model_finds_the_truth(slices, tmp_path, model):
+    arguments = [str(slices["fixed"]), str(slices["moving"]), "-o", str(tmp_path), "--transform", model]
+    assert cli.main(["register", *arguments, *labels_and_points(slices)]) == 0
+    values = json.loads((tmp_path / "metrics.json").read_text())
+    assert values["tre_mm_before"] > 6
+    assert values["tre_mm_after"] < 0.9  # a third of a voxel
+    assert values["folding_fraction"] == 0
+
+
 def test_options_reach_the_registration(slices, tmp_path):
     arguments = [str(slices["fixed"]), str(slices["moving"]), "-o", str(tmp_path), "--no-affine", "--similarity", "mi"]
     assert cli.main(["register", *arguments, "--threads", "1", "--device", "cpu"]) == 0
