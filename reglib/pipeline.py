@@ -56,7 +56,8 @@ SIMILARITIES = {
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
 SMOOTH_SPLINES = (Term(losses.bending_loss, 20.0), Term(losses.log_jacobian_loss, 0.1))  # followed to the bottom
-SMOOTH_VELOCITY = Term(losses.diffusion_loss, 0.25)  # which has no volumes of its own to keep
+SMOOTH_VELOCITY = (Term(losses.diffusion_loss, 0.25),)  # which has no volumes of its own to keep
+REGULARIZERS = {"svf": SMOOTH_VELOCITY, "ffd": SMOOTH_SPLINES}  # and SMOOTH for every other model
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
 JUDGED = 64  # voxels along the longest axis at which a result is compared with the headers
 PACKAGES = ("reglib", "torch", "numpy", "nibabel")
@@ -201,7 +202,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         moving,
         transforms.Sequential(linear.freeze(), _deformable(settings.transform, case.fixed_grid)),
         similarity=similarity.loss,
-        regularizer={"svf": SMOOTH_VELOCITY, "ffd": SMOOTH_SPLINES}.get(settings.transform, SMOOTH),
+        regularizer=REGULARIZERS.get(settings.transform, SMOOTH),
         weight=similarity.weight,
         levels=levels,
         steps=pace.steps[-len(levels) :],
