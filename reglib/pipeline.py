@@ -29,15 +29,15 @@ from .optimize.levels import Images, checked_scene
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
 # would reward zooming into a flat patch until its noise fills the histogram
 MUTUAL_INFORMATION = partial(losses.mi_loss, warped_range=UNIT, fixed_range=UNIT)
-LOCAL, WHOLE = 1.5, 6.0  # last_sigma of what looks at neighborhoods, and at the whole image
+LOCAL, WHOLE = 1.5, 6.0  # last_sigma of what sums over windows, and of the noisiest gradients
 
 
 @dataclass(frozen=True)
 class Tuned:
     """A loss, the weight of SMOOTH beside it, and how smooth its gradient must end at full resolution, in voxels.
 
-    What is computed from the whole image at once, such as a histogram, has a gradient that is noise from voxel to
-    voxel; what looks at neighborhoods is smooth by itself.
+    What is computed from the whole image at once, such as a histogram, or from differences of neighbors has a gradient
+    that is noise from voxel to voxel; what sums over windows is smooth by itself.
     """
 
     loss: Callable[..., Tensor]
@@ -51,8 +51,8 @@ SIMILARITIES = {
     "mse": Tuned(losses.mse_loss, 0.4, WHOLE),
     "mi": Tuned(MUTUAL_INFORMATION, 4.0, WHOLE),
     "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 2.0, WHOLE),
-    "ngf": Tuned(losses.ngf_loss, 1.0, LOCAL),
-    "mind": Tuned(losses.mind_loss, 1.0, LOCAL),
+    "ngf": Tuned(losses.ngf_loss, 0.5, 4.0),
+    "mind": Tuned(losses.mind_loss, 0.05, WHOLE),
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
 SMOOTH_SPLINES = (Term(losses.bending_loss, 20.0), Term(losses.log_jacobian_loss, 0.1))  # followed to the bottom

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -221,6 +222,18 @@ def mind_loss(
             f"got {tuple(fixed_features.shape)}."
         )
     return masked_mean((features - fixed_features).square(), mask).to(warped.dtype)
+
+
+def _prepare(
+    fixed: Tensor, *, mask: Tensor | None = None, radius: int = 1, dilation: int = 2, **given: Any
+) -> dict[str, Tensor]:
+    """The descriptors of one fixed image, for a loop over it."""
+    if given.get("fixed_features") is not None:
+        return {}
+    return {"fixed_features": mind_features(fixed, radius=radius, dilation=dilation, mask=mask)}
+
+
+vars(mind_loss)["prepare"] = _prepare  # `optimize.register` asks any similarity for it, once a level
 
 
 def mind_features(
