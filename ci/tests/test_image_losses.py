@@ -225,11 +225,11 @@ def test_sums_made_before_keep_their_flat():
 def test_descriptors_of_the_fixed_image_may_be_made_once():
     warped, fixed = (torch.rand(1, 1, 14, 11, 9, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
     mask = (torch.rand(1, 1, 14, 11, 9, generator=torch.Generator().manual_seed(3)) > 0.3).float()
-    for given in ({}, {"mask": mask}):
-        prepared = mind_loss.prepare(fixed, radius=2, dilation=1, **given)
-        once = mind_loss(warped, fixed, radius=2, dilation=1, **given, **prepared)
-        assert once == mind_loss(warped, fixed, radius=2, dilation=1, **given)
-        assert mind_loss.prepare(fixed, **given, **prepared) == {}
+    for masked in ({}, {"mask": mask}):
+        prepared = mind_loss.prepare(fixed, radius=2, dilation=1, **masked)
+        once = mind_loss(warped, fixed, radius=2, dilation=1, **masked, **prepared)
+        assert once == mind_loss(warped, fixed, radius=2, dilation=1, **masked)
+        assert mind_loss.prepare(fixed, **masked, **prepared) == {}
 
 
 @pytest.mark.parametrize("flat", [-0.1, 1.0])
