@@ -29,7 +29,7 @@ from .optimize.levels import Images, checked_scene
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
 # would reward zooming into a flat patch until its noise fills the histogram
 MUTUAL_INFORMATION = partial(losses.mi_loss, warped_range=UNIT, fixed_range=UNIT)
-LOCAL, WHOLE = 1.5, 6.0  # last_sigma of what sums over windows, and of the noisiest gradients
+WINDOWED, NOISY = 1.5, 6.0  # last_sigma of what sums over windows, and of the noisiest gradients
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,13 @@ class Tuned:
 
 
 SIMILARITIES = {
-    "lncc": Tuned(partial(losses.lncc_loss, window=7, flat=0.02), 0.6, LOCAL),
-    "ncc": Tuned(losses.ncc_loss, 2.0, WHOLE),
-    "mse": Tuned(losses.mse_loss, 0.4, WHOLE),
-    "mi": Tuned(MUTUAL_INFORMATION, 4.0, WHOLE),
-    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 2.0, WHOLE),
+    "lncc": Tuned(partial(losses.lncc_loss, window=7, flat=0.02), 0.6, WINDOWED),
+    "ncc": Tuned(losses.ncc_loss, 2.0, NOISY),
+    "mse": Tuned(losses.mse_loss, 0.4, NOISY),
+    "mi": Tuned(MUTUAL_INFORMATION, 4.0, NOISY),
+    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 2.0, NOISY),
     "ngf": Tuned(losses.ngf_loss, 0.5, 4.0),
-    "mind": Tuned(losses.mind_loss, 0.05, WHOLE),
+    "mind": Tuned(losses.mind_loss, 0.05, NOISY),
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
 SMOOTH_SPLINES = (Term(losses.bending_loss, 20.0), Term(losses.log_jacobian_loss, 0.1))  # followed to the bottom
