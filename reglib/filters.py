@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -122,6 +122,33 @@ def gaussian(image: Float[Tensor, "b c *s"], *, sigma: float | Sequence[float]) 
     return separable(
         image, [gaussian_matrix(n, s) if s > 0 and n > 1 else None for n, s in zip(sizes, sigmas, strict=True)]
     )
+
+
+def local_contrast(
+    image: Float[Tensor, "b c *s"],
+    *,
+    sigma: float | Sequence[float],
+    mask: Shaped[Tensor, "#b 1 *s"] | None = None,
+    flat: float = 0.1,
+) -> Float[Tensor, "b c *s"]:
+    """How far each voxel is from the mean around it, in standard deviations around it: shading and gain cancel.
+
+    What is left of an image is nearly the same under any smooth bias field, and changes its sign where the contrast is
+    inverted; it lets one histogram describe the whole image.
+
+    Args:
+        sigma: of the gaussian that says what around means, as in `gaussian`.
+        mask: where the image counts; elsewhere the result is 0.
+        flat: share of the average deviation that is added to the deviation, so that noise in flat places stays small.
+    """
+    inside = torch.ones_like(image) if mask is None else (mask > 0).to(image).expand_as(image)
+    count = gaussian(inside, sigma=sigma).clamp(min=1e-6)
+    apart = (image - gaussian(image * inside, sigma=sigma) / count) * inside
+    deviation = (gaussian(apart.square(), sigma=sigma) / count).sqrt()
+    total = inside.flatten(1).sum(1).clamp(min=1)
+    typical = ((deviation * inside).flatten(1).sum(1) / total).reshape(-1, *[1] * (image.ndim - 1))
+    rounding = 32 * torch.finfo(image.dtype).eps * (image * inside).flatten(1).abs().amax(1).reshape_as(typical)
+    return torch.where(typical > rounding, apart / (deviation + flat * typical + rounding), 0.0)
 
 
 def box(image: Float[Tensor, "b c *s"], *, window: int | Sequence[int]) -> Float[Tensor, "b c *s"]:

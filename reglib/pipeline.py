@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import field, io, losses, metrics, transforms
+from . import field, filters, io, losses, metrics, transforms
 from .grid import Axes, Grid, GridMismatchError
 from .optimize import Lbfgs, Level, Options, Registration, Term, align, register
 from .optimize.levels import Images, checked_scene
@@ -38,21 +38,25 @@ class Tuned:
 
     What is computed from the whole image at once, such as a histogram, or from differences of neighbors has a gradient
     that is noise from voxel to voxel; what sums over windows is smooth by itself.
+
+    With `local`, their local contrast is compared too, and counts for more: in one histogram of a whole image a bias
+    field looks like other tissue.
     """
 
     loss: Callable[..., Tensor]
     weight: float
     last_sigma: float
+    local: bool = False
 
 
 SIMILARITIES = {
     "lncc": Tuned(partial(losses.lncc_loss, window=7, flat=0.02), 0.6, WINDOWED),
     "ncc": Tuned(losses.ncc_loss, 2.0, NOISY),
     "mse": Tuned(losses.mse_loss, 0.4, NOISY),
-    "mi": Tuned(MUTUAL_INFORMATION, 4.0, NOISY),
-    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 2.0, NOISY),
+    "mi": Tuned(MUTUAL_INFORMATION, 1.0, NOISY, local=True),
+    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 0.5, NOISY, local=True),
     "ngf": Tuned(losses.ngf_loss, 0.5, 4.0),
-    "mind": Tuned(losses.mind_loss, 0.05, NOISY),
+    "mind": Tuned(partial(losses.mind_loss, radius=0), 0.1, NOISY),
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
 SMOOTH_SPLINES = (Term(losses.bending_loss, 20.0), Term(losses.log_jacobian_loss, 0.1))  # followed to the bottom
@@ -73,6 +77,8 @@ class Pace:
 
 
 PACES = {"fast": Pace((15, 20, 15), lr=0.4, first_sigma=3.0), "accurate": Pace((30, 40, 60), lr=0.2, first_sigma=8.0)}
+AROUND = 50  # local contrast looks this share of the longest side around a voxel: 4 mm in a head
+BESIDE_LOCAL = 0.3  # weight of the images themselves beside their local contrast
 FINEST_SIGMA = 0.8  # voxels of a level
 TOLERANCE = 4e-3  # a level ends when ten steps gain less than this share of the loss
 ALIGN_TOLERANCE = 1e-3  # the same of the linear alignment before
@@ -195,13 +201,17 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         return _still(linear, case, fixed, moving)
     levels, pace = _levels(case.fixed_grid, 16)[-3:], PACES[settings.quality]
     similarity = SIMILARITIES[settings.similarity]
+    compared = [Term(similarity.loss)]
+    if similarity.local:
+        local = (_local(fixed, case.fixed_grid), _local(moving, case.moving_grid))
+        compared = [Term(similarity.loss, BESIDE_LOCAL), Term(similarity.loss, 1.0, "local contrast", *local)]
     # The image's own noise is in its own voxels, and levels that are coarser have less of it.
     sigmas = (pace.first_sigma, max(similarity.last_sigma / min(levels), FINEST_SIGMA))
     return register(
         fixed,
         moving,
         transforms.Sequential(linear.freeze(), _deformable(settings.transform, case.fixed_grid)),
-        similarity=similarity.loss,
+        similarity=compared,
         regularizer=REGULARIZERS.get(settings.transform, SMOOTH),
         weight=similarity.weight,
         levels=levels,
@@ -247,8 +257,13 @@ def _still(transform: transforms.Linear, case: Case, fixed: Tensor, moving: Tens
     """A linear map as it is, in the form of a result."""
     with torch.no_grad():
         ddf = transform.ddf().to(fixed.device)
-        warped = field.warp(moving, ddf, padding="zeros", **_grids(case))
-    return Registration(transform, ddf, warped)
+    return Registration(transform, ddf, _warped(moving, ddf, case))
+
+
+@torch.no_grad()
+def _warped(moving: Tensor, ddf: Tensor, case: Case) -> Tensor:
+    """The moving image at the fixed image's voxels, 0 outside its field of view."""
+    return field.warp(moving, ddf, padding="zeros", **_grids(case))
 
 
 def _levels(grid: Grid, coarsest: float) -> list[int]:
@@ -316,6 +331,14 @@ def _unit_range(image: Tensor) -> Tensor:
     return (image - low) / (high - low)
 
 
+def _local(image: Tensor, grid: Grid) -> Tensor:
+    """The local contrast of an image in [0, 1]: from 0.2 to 1, and 0 where the image is."""
+    around_mm = max(grid.extent) / AROUND
+    sigma = [around_mm / s for s in grid.spacing]
+    contrast = filters.local_contrast(image, sigma=sigma, mask=(image > 0).any(1, keepdim=True))
+    return torch.where(image > 0, 0.6 + 0.16 * contrast.clamp(-2.5, 2.5), 0.0)
+
+
 def _measure(case: Case, ddf: Tensor, *, warped: Tensor | None = None) -> dict[str, Any]:
     return metrics.evaluate_pair(
         case.fixed,
@@ -338,7 +361,7 @@ def _in_own_intensities(result: Registration, case: Case) -> Tensor:
     low, high = float(case.moving.min()), float(case.moving.max())
     if low == 0:
         return result.warped * high
-    return field.warp(case.moving, result.ddf, padding="zeros", **_grids(case))
+    return _warped(case.moving, result.ddf, case)
 
 
 def _write_map(

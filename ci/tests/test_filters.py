@@ -1,6 +1,7 @@
 """Separable filters and derivatives: against SciPy, NumPy and torch."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -74,6 +75,36 @@ def test_gaussian_rows_sum_to_one(n, sigma):
 
 
 # -- box -------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(24, 20), (14, 12, 13)])
+def test_local_contrast_agrees_with_scipy_away_from_the_border(shape):
+    image = torch.rand(2, 1, *shape, dtype=torch.float64)
+    ours = filters.local_contrast(image, sigma=1.5, flat=0.25)
+    for k in range(2):
+        x = image[k, 0].numpy()
+        smooth = partial(gaussian_filter, sigma=1.5, truncate=8)
+        apart = image[k, 0] - filters.gaussian(image, sigma=1.5)[k, 0]
+        deviation = np.sqrt(smooth(apart.numpy() ** 2))
+        expected = (x - smooth(x)) / (deviation + 0.25 * deviation.mean())
+        inner = tuple(slice(5, -5) for _ in shape)
+        np.testing.assert_allclose(ours[k, 0].numpy()[inner], expected[inner], rtol=0.02, atol=0.02)
+
+
+def test_local_contrast_cancels_gain_and_changes_sign_with_the_contrast():
+    image = torch.rand(1, 1, 20, 21)
+    mask = torch.zeros(1, 1, 20, 21)
+    mask[..., 3:-3, 2:-4] = 1
+    ours = filters.local_contrast(image, sigma=2, mask=mask)
+    assert bool((ours[mask == 0] == 0).all())
+    torch.testing.assert_close(filters.local_contrast(5 - 3 * image, sigma=2, mask=mask), -ours, atol=1e-4, rtol=1e-4)
+    other = torch.where(mask > 0, image, 99.0)
+    torch.testing.assert_close(filters.local_contrast(other, sigma=2, mask=mask), ours, atol=1e-4, rtol=1e-4)
+
+
+def test_local_contrast_of_a_constant_is_zero():
+    ours = filters.local_contrast(torch.full((1, 2, 9, 8), 0.3), sigma=1)
+    torch.testing.assert_close(ours, torch.zeros_like(ours), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize("shape", SHAPE_CASES)
 @pytest.mark.parametrize("window", [1, 3, (5, 3, 7), 31])
 def test_box_adds_the_voxels_of_each_window(shape, window):
