@@ -431,6 +431,17 @@ def test_the_given_transform_is_not_changed():
             assert largest(result.ddf) > 0.1
 
 
+def test_an_image_with_a_gradient_of_its_own_is_only_read():
+    picture = scene(SMALL)
+    gain = torch.ones((), requires_grad=True)
+    fixed, moving = gain * draw(picture, SMALL, waves(SMALL, 1.5)), gain * draw(picture, SMALL)
+    found = register(
+        fixed, moving, StationaryVelocity(SMALL), similarity=mse_loss, steps=(3, 3), levels=(2, 1), options=QUIET
+    )
+    assert len(found.history) == 6
+    assert gain.grad is None
+
+
 def test_frozen_parts_stay_as_they_are():
     grid = SMALL
     rigid = Rigid(grid)

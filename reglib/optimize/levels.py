@@ -225,7 +225,8 @@ def checked_scene(
                 raise ValueError(f"{name} is empty: it has no voxel above 0, so nothing would be compared.")
     dtype = pairs[0].fixed.dtype
     fixed_mask, moving_mask = (None if mask is None else mask.to(dtype) for mask in (fixed_mask, moving_mask))
-    return Scene(grid, moving_grid, tuple(pairs), fixed_mask, moving_mask)
+    data = tuple(Images(pair.fixed.detach(), pair.moving.detach()) for pair in pairs)  # no gradient goes into them
+    return Scene(grid, moving_grid, data, fixed_mask, moving_mask)
 
 
 def _check_image(image: Tensor, grid: Grid, name: str) -> None:
