@@ -29,7 +29,7 @@ from .optimize.levels import Images, checked_scene
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
 # would reward zooming into a flat patch until its noise fills the histogram
 MUTUAL_INFORMATION = partial(losses.mi_loss, warped_range=UNIT, fixed_range=UNIT)
-WINDOWED, NOISY = 1.5, 6.0  # last_sigma of what sums over windows, and of the noisiest gradients
+NOISY = 6.0  # last_sigma of the noisiest gradients
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class Tuned:
 
 
 SIMILARITIES = {
-    "lncc": Tuned(partial(losses.lncc_loss, window=7, flat=0.02), 0.6, WINDOWED),
-    "ncc": Tuned(losses.ncc_loss, 2.0, NOISY),
-    "mse": Tuned(losses.mse_loss, 0.4, NOISY),
-    "mi": Tuned(MUTUAL_INFORMATION, 1.0, NOISY, local=True),
-    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 0.5, NOISY, local=True),
-    "ngf": Tuned(losses.ngf_loss, 0.5, 4.0),
-    "mind": Tuned(partial(losses.mind_loss, radius=0), 0.1, NOISY),
+    "lncc": Tuned(partial(losses.lncc_loss, window=5, flat=0.02), 0.2, 4.0),
+    "ncc": Tuned(losses.ncc_loss, 1.0, NOISY),
+    "mse": Tuned(losses.mse_loss, 0.2, NOISY),
+    "mi": Tuned(MUTUAL_INFORMATION, 0.5, NOISY, local=True),
+    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 0.25, NOISY, local=True),
+    "ngf": Tuned(losses.ngf_loss, 0.25, 4.0),
+    "mind": Tuned(partial(losses.mind_loss, radius=0), 0.05, NOISY),
 }
-SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.1))  # of a ddf
-SMOOTH_SPLINES = (Term(losses.bending_loss, 20.0), Term(losses.log_jacobian_loss, 0.1))  # followed to the bottom
-SMOOTH_VELOCITY = (Term(losses.diffusion_loss, 0.25),)  # which has no volumes of its own to keep
+SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.2))  # of a ddf
+SMOOTH_SPLINES = (Term(losses.bending_loss, 40.0), Term(losses.log_jacobian_loss, 0.2))  # followed to the bottom
+SMOOTH_VELOCITY = (Term(losses.diffusion_loss, 0.5),)  # which has no volumes of its own to keep
 REGULARIZERS = {"svf": SMOOTH_VELOCITY, "ffd": SMOOTH_SPLINES}  # and SMOOTH for every other model
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
 JUDGED = 64  # voxels along the longest axis at which a result is compared with the headers
@@ -206,7 +206,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         local = (_local(fixed, case.fixed_grid), _local(moving, case.moving_grid))
         compared = [Term(similarity.loss, BESIDE_LOCAL), Term(similarity.loss, 1.0, "local contrast", *local)]
     # The image's own noise is in its own voxels, and levels that are coarser have less of it.
-    sigmas = (pace.first_sigma, max(similarity.last_sigma / min(levels), FINEST_SIGMA))
+    sigmas = (pace.first_sigma, max(similarity.last_sigma / min(levels) ** 2, FINEST_SIGMA))
     return register(
         fixed,
         moving,
