@@ -59,7 +59,7 @@ SIMILARITIES = {
     "mind": Tuned(partial(losses.mind_loss, radius=0), 0.05, NOISY),
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.2))  # of a ddf
-SMOOTH_SPLINES = (Term(losses.bending_loss, 40.0), Term(losses.log_jacobian_loss, 0.2))  # followed to the bottom
+SMOOTH_SPLINES = (Term(losses.bending_loss, 60.0), Term(losses.log_jacobian_loss, 0.3))  # followed to the bottom
 SMOOTH_VELOCITY = (Term(losses.diffusion_loss, 0.5),)  # which has no volumes of its own to keep
 REGULARIZERS = {"svf": SMOOTH_VELOCITY, "ffd": SMOOTH_SPLINES}  # and SMOOTH for every other model
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
