@@ -74,7 +74,7 @@ def test_gaussian_rows_sum_to_one(n, sigma):
     assert (matrix >= 0).all()
 
 
-# -- box -------------------------------------------------------------------------
+# -- local contrast --------------------------------------------------------------
 @pytest.mark.parametrize("shape", [(24, 20), (14, 12, 13)])
 def test_local_contrast_agrees_with_scipy_away_from_the_border(shape):
     image = torch.rand(2, 1, *shape, dtype=torch.float64)
@@ -105,6 +105,7 @@ def test_local_contrast_of_a_constant_is_zero():
     torch.testing.assert_close(ours, torch.zeros_like(ours), atol=1e-3, rtol=0)
 
 
+# -- box -------------------------------------------------------------------------
 @pytest.mark.parametrize("shape", SHAPE_CASES)
 @pytest.mark.parametrize("window", [1, 3, (5, 3, 7), 31])
 def test_box_adds_the_voxels_of_each_window(shape, window):
