@@ -332,6 +332,18 @@ def downsample(image: Float[Tensor, "b c *s"], shape: Sequence[int]) -> Float[Te
     )
 
 
+def upsample(image: Float[Tensor, "b c *s"], shape: Sequence[int]) -> Float[Tensor, "b c *t"]:
+    """Interpolating cubic B-splines at the voxels of a finer grid with the same first and last voxel centers."""
+    if len(shape) != image.ndim - 2 or any(m < n for n, m in zip(image.shape[2:], shape, strict=True)):
+        raise ValueError(
+            f"upsample takes {image.ndim - 2} sizes of at least those of the image, {tuple(image.shape[2:])}; got "
+            f"{tuple(shape)}. For fewer voxels, downsample()."
+        )
+    return separable(
+        image, [upsample_matrix(m, n) if m != n else None for n, m in zip(image.shape[2:], shape, strict=True)]
+    )
+
+
 def gaussian_pyramid(image: Float[Tensor, "b c *s"], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """The image at each of these shapes (`grid.pyramid(...)` gives them), each made from the original."""
     return [downsample(image, shape) if tuple(shape) != tuple(image.shape[2:]) else image for shape in shapes]
@@ -396,6 +408,19 @@ def downsample_matrix(m: int, n: int) -> Tensor:
     step = (n - 1) / max(m - 1, 1)
     linear = linear_matrix(m, n)
     return linear @ gaussian_matrix(n, step / 2) if step > 1 else linear
+
+
+@lru_cache(maxsize=128)
+def upsample_matrix(m: int, n: int) -> Tensor:
+    """(m, n) interpolating cubic B-spline, mirrored at the ends; weights below float32's digits are left out."""
+    if n == 1:
+        return torch.ones(m, 1, dtype=torch.float64)
+    position = torch.arange(m, dtype=torch.float64) * ((n - 1) / (m - 1))
+    weights = cubic_weight(position[:, None] - torch.arange(-1, n + 1, dtype=torch.float64))
+    weights[:, 2] += weights[:, 0]  # the knots beyond the ends mirror the second and the last but one
+    weights[:, -3] += weights[:, -1]
+    matrix = weights[:, 1:-1] @ bspline_prefilter(n)
+    return torch.where(matrix.abs() > 1e-8, matrix, 0.0)
 
 
 def cubic_weight(x: Tensor) -> Tensor:

@@ -74,9 +74,13 @@ class Pace:
     steps: tuple[int, int, int]
     lr: float
     first_sigma: float
+    oversampling: int = 1
 
 
-PACES = {"fast": Pace((15, 20, 15), lr=0.4, first_sigma=3.0), "accurate": Pace((30, 40, 60), lr=0.2, first_sigma=8.0)}
+PACES = {
+    "fast": Pace((15, 20, 15), lr=0.4, first_sigma=3.0),
+    "accurate": Pace((30, 40, 60), lr=0.2, first_sigma=8.0, oversampling=2),
+}
 AROUND = 50  # local contrast looks this share of the longest side around a voxel: 4 mm in a head
 BESIDE_LOCAL = 0.3  # weight of the images themselves beside their local contrast
 FINEST_SIGMA = 0.8  # voxels of a level
@@ -207,6 +211,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         compared = [Term(similarity.loss, BESIDE_LOCAL), Term(similarity.loss, 1.0, "local contrast", *local)]
     # The image's own noise is in its own voxels, and levels that are coarser have less of it.
     sigmas = (pace.first_sigma, max(similarity.last_sigma / min(levels) ** 2, FINEST_SIGMA))
+    descent = replace(options, lr=pace.lr, gradient_sigma=sigmas, oversampling=pace.oversampling)
     return register(
         fixed,
         moving,
@@ -219,7 +224,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         moving_grid=case.moving_grid,
         fixed_mask=case.fixed_mask,
         moving_mask=case.moving_mask,
-        options=_descent(settings.transform, replace(options, lr=pace.lr, gradient_sigma=sigmas)),
+        options=_descent(settings.transform, descent),
     )
 
 

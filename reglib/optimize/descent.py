@@ -37,6 +37,8 @@ class Options:
         precondition: another smoothing of that gradient, such as `partial(filters.sobolev, alpha=2.0)`.
         decay: the share of `lr` that a level loses, evenly, from its first to its last step.
         tolerance: a level ends when `patience` steps lowered the loss by less than this share of it.
+        oversampling: images are warped from copies that are so many times finer, made by cubic splines. Between the
+            voxels of an image linear interpolation blurs, and a similarity takes blur for motion; 2 helps much.
         optimizer: makes one from `transform.parameter_groups(lr)`: `ScaledAdam`, `Momentum`, `Lbfgs`, or torch's own.
         callback: called after each step with its record and the transform; what it returns, if true, ends the level.
         progress: show a progress bar with the terms of the objective.
@@ -48,6 +50,7 @@ class Options:
     decay: float = 0.0
     tolerance: float = 1e-4
     patience: int = 10
+    oversampling: int = 1
     optimizer: Callable[[list[dict[str, Any]]], Any] = ScaledAdam
     callback: Callable[[Record, Transform], object] | None = None
     progress: bool = True
@@ -55,6 +58,8 @@ class Options:
     def __post_init__(self) -> None:
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be from 0 (steps of one length) to 1; got {self.decay}.")
+        if self.oversampling < 1:
+            raise ValueError(f"oversampling must be a whole number of at least 1; got {self.oversampling}.")
         first, last = self.gradient_sigmas
         smooths = first == last >= 0 or min(first, last) > 0
         if not self.lr > 0 or not smooths or self.patience < 1:
@@ -133,6 +138,7 @@ def register(
     shared = Images(fixed, moving)
     pairs = [[_images(term, shared) for term in of_level] for of_level in terms]
     scene = checked_scene([*chain(*pairs)], transform.grid, moving_grid or transform.grid, fixed_mask, moving_mask)
+    scene = replace(scene, oversampling=options.oversampling)
     landmarks = checked_landmarks(landmarks, fixed)
     if not any(p.requires_grad for p in transform.parameters()):
         raise ValueError("every parameter of the transform is frozen; there is nothing to optimize.")

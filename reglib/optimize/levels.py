@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class Scene:
         images: a pair for each similarity; terms without images of their own share one.
         fixed_mask, moving_mask: where to compare, (b, 1, *s) values 0 to 1.
         crop: whether the moving image ends inside the fixed grid, so that what lies beyond must not count.
+        oversampling: images are warped from copies that are so many times finer; see `Options`.
     """
 
     grid: Grid
@@ -76,6 +78,8 @@ class Scene:
     fixed_mask: Tensor | None = None
     moving_mask: Tensor | None = None
     crop: bool = False
+    oversampling: int = 1
+    _finer: dict[int, tuple[Tensor, Tensor]] = dataclass_field(default_factory=dict, repr=False)  # image, finer copy
 
     @property
     def grids(self) -> field.Grids:
@@ -83,7 +87,20 @@ class Scene:
 
     def warp(self, images: Images, ddf: Tensor) -> Tensor:
         """The moving image under a field of this level."""
-        return field.warp(images.moving, ddf, **self.grids)
+        return self._read(images.moving, self.moving_grid, ddf)
+
+    def warp_fixed(self, images: Images, ddf: Tensor) -> Tensor:
+        """The fixed image under a field of this level."""
+        return self._read(images.fixed, self.grid, ddf)
+
+    def _read(self, image: Tensor, own_grid: Grid, ddf: Tensor) -> Tensor:
+        """From the image, or from a finer copy of it, which is made once."""
+        if self.oversampling > 1:
+            own_grid = own_grid.resize([self.oversampling * (n - 1) + 1 for n in own_grid.shape])
+            if id(image) not in self._finer:
+                self._finer[id(image)] = image, _upsampled(image, own_grid)
+            image = self._finer[id(image)][1]
+        return field.warp(image, ddf, moving_grid=own_grid, fixed_grid=self.grid)
 
     def mask(self, ddf: Tensor) -> Tensor | None:
         """Where to compare under this field; None is everywhere."""
@@ -129,7 +146,7 @@ class Scene:
         )
         fixed_mask = None if self.fixed_mask is None else shrink(self.fixed_mask, None, grid)
         moving_mask = None if self.moving_mask is None else shrink(self.moving_mask, None, moving_grid)
-        return Scene(grid, moving_grid, images, fixed_mask, moving_mask)
+        return Scene(grid, moving_grid, images, fixed_mask, moving_mask, oversampling=self.oversampling)
 
     def seen_by(self, ddf: Tensor) -> Scene:
         """The same, knowing whether the moving image fills the fixed grid under the field it starts from.
@@ -171,7 +188,14 @@ class Scene:
             warped = field.warp(image, ddf, mode=mode, **self.grids)
             made[id(image)] = warped.clamp_(float(image.min()), float(image.max()))
         images = tuple(Images(pair.fixed, made[id(pair.moving)]) for pair in self.images)
-        return Scene(self.grid, self.grid, images, self.fixed_mask, None if whole else seen)
+        mask = None if whole else seen
+        return Scene(self.grid, self.grid, images, self.fixed_mask, mask, oversampling=self.oversampling)
+
+
+@torch.no_grad()
+def _upsampled(image: Tensor, grid: Grid) -> Tensor:
+    """By cubic splines, which may not leave the image's own range."""
+    return filters.upsample(image, grid.shape).clamp_(float(image.min()), float(image.max()))
 
 
 def _even_faces(image: Tensor) -> bool:

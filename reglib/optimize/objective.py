@@ -150,7 +150,7 @@ class Objective:
         masked = {} if mask is None else {"mask": mask * field.valid_mask(back).to(mask.dtype)}
         seen: list[list[Tensor]] = []
         for term, images, _ in self.similarities:
-            pair = self.scene.warp(images, onwards), field.warp(images.fixed, back)
+            pair = self.scene.warp(images, onwards), self.scene.warp_fixed(images, back)
             seen.append([image.requires_grad_() for image in pair])
             both_ways = [term.loss(*images_of, **masked) for images_of in (seen[-1], seen[-1][::-1])]
             value = (both_ways[0] + both_ways[1]) / 2
