@@ -29,7 +29,7 @@ from .optimize.levels import Images, checked_scene
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
 # would reward zooming into a flat patch until its noise fills the histogram
 MUTUAL_INFORMATION = partial(losses.mi_loss, warped_range=UNIT, fixed_range=UNIT)
-NOISY = 6.0  # last_sigma of the noisiest gradients
+NOISY = 8.0  # last_sigma of the noisiest gradients
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Tuned:
 
 
 SIMILARITIES = {
-    "lncc": Tuned(partial(losses.lncc_loss, window=5, flat=0.02), 0.2, 4.0),
+    "lncc": Tuned(partial(losses.lncc_loss, window=5, flat=0.02), 0.2, 6.0),
     "ncc": Tuned(losses.ncc_loss, 1.0, NOISY),
     "mse": Tuned(losses.mse_loss, 0.2, NOISY),
     "mi": Tuned(MUTUAL_INFORMATION, 0.5, NOISY, local=True),
     "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 0.25, NOISY, local=True),
-    "ngf": Tuned(losses.ngf_loss, 0.25, 4.0),
-    "mind": Tuned(partial(losses.mind_loss, radius=0), 0.05, NOISY),
+    "ngf": Tuned(losses.ngf_loss, 0.25, NOISY),
+    "mind": Tuned(partial(losses.mind_loss, radius=0), 0.05, 5.0),
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.2))  # of a ddf
 SMOOTH_SPLINES = (Term(losses.bending_loss, 60.0), Term(losses.log_jacobian_loss, 0.3))  # followed to the bottom
@@ -84,8 +84,7 @@ PACES = {
 AROUND = 50  # local contrast looks this share of the longest side around a voxel: 4 mm in a head
 BESIDE_LOCAL = 0.3  # weight of the images themselves beside their local contrast
 FINEST_SIGMA = 0.8  # voxels of a level
-TOLERANCE = 4e-3  # a level ends when ten steps gain less than this share of the loss
-ALIGN_TOLERANCE = 1e-3  # the same of the linear alignment before
+ALIGN_TOLERANCE = 1e-3  # the linear alignment ends when ten steps gain less than this share of the loss
 SPLINES: dict[str, Any] = {"optimizer": Lbfgs, "lr": 2.0, "tolerance": 1e-3}  # few parameters: to search lines pays
 
 
@@ -210,7 +209,8 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         local = (_local(fixed, case.fixed_grid), _local(moving, case.moving_grid))
         compared = [Term(similarity.loss, BESIDE_LOCAL), Term(similarity.loss, 1.0, "local contrast", *local)]
     # The image's own noise is in its own voxels, and levels that are coarser have less of it.
-    sigmas = (pace.first_sigma, max(similarity.last_sigma / min(levels) ** 2, FINEST_SIGMA))
+    last = max(similarity.last_sigma / min(levels) ** case.fixed_grid.dim, FINEST_SIGMA)
+    sigmas = (max(pace.first_sigma, 2 * last), last)
     descent = replace(options, lr=pace.lr, gradient_sigma=sigmas, oversampling=pace.oversampling)
     return register(
         fixed,
@@ -232,7 +232,7 @@ def _descent(transform: str, options: Options) -> Options:
     """How to go down: a composed field by ever shorter steps, splines by L-BFGS."""
     if transform == "ffd":
         return replace(options, **SPLINES)
-    return replace(options, decay=0.9, tolerance=TOLERANCE)
+    return replace(options, decay=0.9, tolerance=0.0)
 
 
 def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, options: Options) -> transforms.Linear:

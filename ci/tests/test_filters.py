@@ -9,7 +9,7 @@ import torch
 from helpers import SHAPE_CASES, SHAPES, inner, largest, oblique, sentence, smooth_image
 from scipy.fft import dct
 from scipy.interpolate import BSpline
-from scipy.ndimage import correlate1d, gaussian_filter, spline_filter
+from scipy.ndimage import correlate1d, gaussian_filter, map_coordinates, spline_filter
 from torch.autograd import gradcheck, gradgradcheck
 
 from reglib import filters
@@ -184,6 +184,22 @@ def test_downsample_suppresses_what_the_coarse_grid_cannot_hold():
     assert float((inner(coarse, 1) - 0.5).abs().max()) < 0.05
     assert float((filters.resize(stripes, (12, 10)) - 0.5).abs().max()) > 0.4
     torch.testing.assert_close(filters.downsample(stripes, (48, 37)), stripes)
+
+
+@pytest.mark.parametrize(("shape", "finer"), [((9, 12), (17, 30)), ((6, 5, 8), (11, 5, 15)), ((7, 1), (13, 4))])
+def test_upsample_is_scipys_interpolating_cubic_spline(shape, finer):
+    image = noise(shape)
+    lines = [np.linspace(0, n - 1, m) for n, m in zip(shape, finer, strict=True)]
+    points = np.stack(np.meshgrid(*lines, indexing="ij"))
+    expected = [[map_coordinates(x, points, order=3, mode="mirror") for x in one] for one in image.double().numpy()]
+    assert largest(filters.upsample(image, finer), torch.from_numpy(np.array(expected))) < 1e-5
+
+
+@pytest.mark.parametrize("shape", [(9, 11), (10,), (8, 12)])
+def test_upsample_refuses_fewer_voxels(shape):
+    with pytest.raises(ValueError, match="upsample") as raised:
+        filters.upsample(noise((9, 12)), shape)
+    sentence(raised, "(9, 12)", str(shape))
 
 
 def test_pyramid_makes_each_level_from_the_original():

@@ -1,12 +1,14 @@
 """Registration of images drawn by a formula, so that the true map is known to the last digit."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from helpers import affine, apply, inner, largest, oblique, rotation, sentence, smooth_image, voxels
+from scipy.ndimage import gaussian_filter
 
 from reglib import field, filters
 from reglib.grid import Grid, GridMismatchError
@@ -135,21 +137,49 @@ def test_register_finds_a_known_deformation(dim, model):
 
 
 @long_run
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("similarity", [partial(lncc_loss, window=5, flat=0.02), mse_loss])
-def test_a_symmetric_registration_does_not_care_which_image_is_fixed(similarity):
+def test_a_symmetric_registration_does_not_care_which_image_is_fixed(similarity, times):
     """There and back ends where it began; without a middle it ends elsewhere, also under a loss like this lncc."""
     fixed, moving, truth = curved_pair(2)
     arguments = {"similarity": similarity, "regularizer": bending_loss, "weight": 0.1, "levels": (4, 2)}
     apart = {}
     for model in (SymmetricDiffeomorphism, Diffeomorphism):
         there, back = (
-            register(first, second, model(fixed_grid(2)), options=QUIET, **arguments)
+            register(first, second, model(fixed_grid(2)), options=replace(QUIET, oversampling=times), **arguments)
             for first, second in ((fixed, moving), (moving, fixed))
         )
         apart[model] = largest(inner(field.compose(there.ddf, back.ddf), 8))
         assert error(there.ddf, truth) < 1
     assert apart[SymmetricDiffeomorphism] < 0.1
     assert apart[Diffeomorphism] > 3 * apart[SymmetricDiffeomorphism]
+
+
+@long_run
+@pytest.mark.parametrize("dim", [2, 3])
+def test_finer_copies_leave_less_of_the_blur_between_voxels(dim):
+    """Fine grain, moved: linear interpolation blurs it by how far between two voxels it is read, splines hardly."""
+    grid, rng = fixed_grid(dim), np.random.default_rng(4)
+    grain = torch.from_numpy(gaussian_filter(rng.standard_normal(grid.shape), 0.8)).float()[None, None]
+    truth = true_ddf(grid, waves(grid, 0.8 * SIZE_MM[dim]))
+    moved = field.warp(grain, field.inverse(truth).ddf, mode="cubic")
+    fixed = field.warp(moved, truth, mode="cubic")
+    errors = [
+        error(
+            register(
+                fixed,
+                moved,
+                StationaryVelocity(grid),
+                similarity=lncc_loss,
+                regularizer=bending_loss,
+                weight=0.1,
+                options=replace(QUIET, oversampling=times),
+            ).ddf,
+            truth,
+        )
+        for times in (1, 2)
+    ]
+    assert errors[1] < 0.8 * errors[0] < 0.3, errors
 
 
 @long_run
@@ -394,6 +424,13 @@ def test_steps_shrink_evenly_by_their_decay(decay):
     ).history
     lengths = -np.diff([record["loss"] for record in history])
     np.testing.assert_allclose(lengths / lengths[0], 1 - decay * np.arange(19) / 20, atol=1e-3)
+
+
+@pytest.mark.parametrize("oversampling", [0, -2])
+def test_oversampling_is_at_least_one(oversampling):
+    with pytest.raises(ValueError, match="oversampling") as raised:
+        Options(oversampling=oversampling)
+    sentence(raised, "oversampling", str(oversampling))
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.5])
