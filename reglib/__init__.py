@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = [
     "cli",
+    "data",
     "field",
     "filters",
     "grid",

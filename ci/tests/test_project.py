@@ -94,6 +94,7 @@ ROOMS = {
     "metrics": {"grid", "field"},
     "doctor": {"grid"},
     "io": {"grid", "field", "doctor"},
+    "data": GEOMETRY | {"doctor", "io", "transforms"},
     "optimize": GEOMETRY | {"transforms"},
     "plot": GEOMETRY | {"transforms", "metrics", "optimize"},
     "widgets": GEOMETRY | {"transforms", "metrics", "optimize", "plot"},

@@ -1,0 +1,287 @@
+"""What is in a folder of scans and what is wrong with it, before anything is trained on it."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .reading import read_image, read_label, read_points
+from .records import Found, Kind, PathLike, Place, Record, find, shortened, splits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONSTANT_SPACING = 1.5  # spacings of scans that differ by more than this factor are worth a note
+READERS = 4  # threads that read
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scan of the table; what could not be read is None."""
+
+    split: str
+    role: str  # moving, fixed or ""
+    name: str
+    group: str
+    shape: tuple[int, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    orientation: str | None = None
+    low: float | None = None
+    high: float | None = None
+    labels: int | None = None
+    points: int | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        kinds: the layout of each split.
+        rows: a line for each scan.
+        faults: one sentence each, with its cure; with one of them a data set cannot be used as it is.
+        notes: what is unusual, and may be meant.
+    """
+
+    folder: Path
+    kinds: dict[str, Kind]
+    rows: tuple[Row, ...]
+    faults: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no fault."""
+        return not self.faults
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A line for each scan."""
+        import pandas as pd
+
+        return pd.DataFrame([vars(row) for row in self.rows], columns=list(Row.__dataclass_fields__))
+
+    def __str__(self) -> str:
+        lines = [_line(split, kind, [r for r in self.rows if r.split == split]) for split, kind in self.kinds.items()]
+        lines += [_table(self.rows), ""]
+        for title, texts in (("fault", self.faults), ("note", self.notes)):
+            if texts:
+                lines += [f"{len(texts)} {title}{'s' if len(texts) > 1 else ''}"]
+                lines += [f"  {k}. {text}" for k, text in enumerate(texts, start=1)]
+        return "\n".join(lines if self.faults or self.notes else [*lines, "nothing wrong"])
+
+
+@dataclass
+class _Facts:
+    """A scan while it is looked at: its line, what could not be read, and its masks' facts."""
+
+    record: Record
+    row: Row
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def inspect(folder: PathLike, *, kind: Kind | None = None) -> Inspection:
+    """Look at every scan of a split, or of the splits train, valid and test of a data set.
+
+    Every fault is listed, not the first alone: names without a partner, names that are there twice, groups of one scan,
+    files that cannot be read or have NaNs, constant images, labels off their image's grid, outside [0, 1] or of two
+    structures at once, pairs with different numbers of labels, axes in different orders, subjects in two splits.
+
+    Args: kind: of layout; by default what the folders' names say.
+    Raises: FileNotFoundError; ValueError if the folder has no such layout.
+    """
+    kinds: dict[str, Kind] = {}
+    rows: list[Row] = []
+    faults: list[str] = []
+    notes: list[str] = []
+    names: dict[str, set[str]] = {}
+    for split, path in splits(folder).items():
+        found = find(path, kind=kind, strict=False)
+        sides = _sides(found, split)
+        kinds[split] = found.kind
+        names[split] = {record.group or record.name for record in found.records}
+        where = f"{split}: " if split else ""
+        texts = [*found.faults, *_empty(found, path), *_groups_of_one(found)]
+        texts += [text for side in sides for facts in side for text in facts.faults]
+        texts += _across(found, sides)
+        faults += [where + text for text in texts]
+        remarks = [*found.notes, *(text for side in sides for facts in side for text in facts.notes), *_spacings(sides)]
+        notes += [where + text for text in remarks]
+        rows += [facts.row for side in sides for facts in side]
+    return Inspection(Path(folder), kinds, tuple(rows), (*faults, *_leaks(names)), tuple(notes))
+
+
+# -- one scan -----------------------------------------------------------------------------------------------------
+def _sides(found: Found, split: str) -> list[list[_Facts]]:
+    """The facts of the moving and the fixed scans, or of all scans."""
+    roles = (("moving", found.records), ("fixed", found.fixed)) if found.kind == "paired" else (("", found.records),)
+    with ThreadPoolExecutor(READERS) as readers:
+        return [list(readers.map(partial(_look, split=split, role=role), records)) for role, records in roles]
+
+
+def _look(record: Record, split: str, role: str) -> _Facts:
+    facts = _Facts(record, Row(split, role, record.name, record.group))
+    values: dict[str, Any] = {}
+    image = _tried(facts, lambda: read_image(record.image))
+    if image is not None:
+        low, high = float(image.values.min()), float(image.values.max())
+        grid = image.grid
+        values |= {"shape": grid.shape, "spacing": grid.spacing, "orientation": grid.orientation}
+        values |= {"low": low, "high": high}
+        if low == high:
+            facts.faults.append(f"{record.image} is constant, {low:g} everywhere; is it the right file?")
+    if record.label is not None:
+        values["labels"] = _look_at_label(facts, record.label, None if image is None else image.grid)
+    if record.points is not None and image is not None:
+        points = _tried(facts, partial(read_points, record.points, image.grid.dim))
+        values["points"] = None if points is None else len(points)
+    facts.row = Row(**{**vars(facts.row), **values})
+    return facts
+
+
+def _look_at_label(facts: _Facts, place: Place, grid: Any) -> int | None:
+    """How many structures a label has; notes what is wrong with it."""
+    label = _tried(facts, lambda: read_label(place, grid))
+    if label is None:
+        return None
+    if len(label) > 1 and float(label.sum(0).max()) > 1 + 1e-4:
+        share = float((label.sum(0) > 1 + 1e-4).float().mean())
+        facts.faults.append(
+            f"{place}: its channels are not one-hot: {100 * share:.2g} % of the voxels have two structures at once; "
+            "take from one what the other has, or give each a file of its own."
+        )
+    empty = [k for k in range(len(label)) if not bool((label[k] > 0).any())]
+    if empty:
+        facts.notes.append(f"{place}: channel {shortened(map(str, empty))} is empty, a structure that is not seen.")
+    return len(label)
+
+
+def _tried(facts: _Facts, read: Callable[[], Any]) -> Any:
+    """What `read` returns, or None with its sentence noted."""
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        facts.faults.append(" ".join(str(error).split()))
+        return None
+
+
+# -- scans together -----------------------------------------------------------------------------------------------
+def _empty(found: Found, path: Path) -> list[str]:
+    if found.records:
+        return []
+    return [f"{path} has no scan that can be used; add files, or mend the names above."]
+
+
+def _groups_of_one(found: Found) -> list[str]:
+    if found.kind != "grouped":
+        return []
+    alone = [found.records[group[0]].name for group in found.groups if len(group) == 1]
+    if not alone:
+        return []
+    return [
+        f"{len(alone)} group{'s have' if len(alone) > 1 else ' has'} one scan only: {shortened(alone)}; it cannot meet "
+        "another of its group; add one, or set intra_group_prob to 0."
+    ]
+
+
+def _across(found: Found, sides: Sequence[Sequence[_Facts]]) -> Iterator[str]:
+    """Faults of scans that are each right."""
+    if found.kind == "paired":
+        pairs = [(m.row, f.row) for m, f in zip(*sides, strict=True)]
+        differ = [m for m, f in pairs if None not in (m.labels, f.labels) and m.labels != f.labels]
+        if differ:
+            counts = [f"{m.name} ({m.labels} and {f.labels})" for m, f in pairs if m in differ]
+            yield _counts_differ("pairs", counts)
+    else:
+        by_count: dict[int, list[str]] = defaultdict(list)
+        for facts in sides[0]:
+            if facts.row.labels is not None:
+                by_count[facts.row.labels].append(facts.row.name)
+        if len(by_count) > 1:
+            yield _counts_differ("scans", [f"{shortened(n)} ({count})" for count, n in sorted(by_count.items())])
+    rows = [facts.row for side in sides for facts in side]
+    yield from _mixed("orientation", rows, "list the axes of all in one order", "Reading(orientation='RAS')")
+    dims = Counter(len(row.shape) for row in rows if row.shape)
+    if len(dims) > 1:
+        yield f"2-D and 3-D images are mixed, {dims[2]} and {dims[3]} of them; put them into folders of their own."
+
+
+def _counts_differ(what: str, counts: Sequence[str]) -> str:
+    listed = "; ".join(counts[:4]) + (" ..." if len(counts) > 4 else "")
+    return (
+        f"{what} have different numbers of labels: {listed}; both of a pair need as many; an empty mask stands for a "
+        "structure that is not seen."
+    )
+
+
+def _mixed(what: str, rows: Iterable[Row], cure: str, code: str) -> Iterator[str]:
+    owners: dict[Any, list[str]] = defaultdict(list)
+    for row in rows:
+        value = getattr(row, what)
+        if value is not None:
+            owners[len(value), value].append(row.name)
+    by_value = {value: names for (_, value), names in sorted(owners.items(), key=lambda pair: -len(pair[1]))}
+    if any(len(a) == len(b) and a != b for a, b in combinations(by_value, 2)):
+        listed = ", ".join(f"{value} ({len(names)}, such as {names[0]})" for value, names in by_value.items())
+        yield f"mixed {what}s: {listed}; {cure}, {code}, or reglib data prepare."
+
+
+def _spacings(sides: Sequence[Sequence[_Facts]]) -> list[str]:
+    spacings = [s for side in sides for facts in side for s in (facts.row.spacing or ())]
+    if not spacings or max(spacings) < CONSTANT_SPACING * min(spacings):
+        return []
+    return [
+        f"spacings reach from {min(spacings):.3g} to {max(spacings):.3g} mm; a ddf counts voxels of the fixed grid; "
+        "Reading(spacing=...) brings all to one."
+    ]
+
+
+def _leaks(names: dict[str, set[str]]) -> list[str]:
+    """Subjects that are in two splits."""
+    found = []
+    for first, second in combinations(names, 2):
+        both = sorted(names[first] & names[second])
+        if both:
+            found.append(
+                f"{first} and {second} share {shortened(both)}; a subject that was trained on tests nothing; move it "
+                "to one of them (data.split_by_subject)."
+            )
+    return found
+
+
+# -- as text ------------------------------------------------------------------------------------------------------
+def _line(split: str, kind: Kind, rows: Sequence[Row]) -> str:
+    labeled = sum(row.labels is not None for row in rows)
+    groups = len({row.group for row in rows})
+    count = f"{len(rows) // 2} pairs" if kind == "paired" else f"{len(rows)} scans"
+    more = f" in {groups} groups" if kind == "grouped" else ""
+    return f"{split + ': ' if split else ''}{kind}, {count}{more}, {labeled} of {len(rows)} with labels"
+
+
+def _table(rows: Sequence[Row]) -> str:
+    heads = ("split", "role", "name", "shape", "spacing mm", "axes", "range", "labels", "points")
+    cells = [heads, *(_cells(row) for row in rows)]
+    used = [k for k in range(len(heads)) if any(line[k] for line in cells[1:])]
+    widths = {k: max(len(line[k]) for line in cells) for k in used}
+    return "\n".join("  ".join(line[k].ljust(widths[k]) for k in used).rstrip() for line in cells)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.split,
+        row.role,
+        row.name,
+        " x ".join(map(str, row.shape)) if row.shape else "unreadable",
+        " x ".join(f"{s:.3g}" for s in row.spacing) if row.spacing else "",
+        row.orientation or "",
+        f"{row.low:.4g} to {row.high:.4g}" if row.low is not None else "",
+        str(row.labels) if row.labels is not None else "",
+        str(row.points) if row.points is not None else "",
+    )
