@@ -25,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Medical image registration: bend a moving image onto a fixed one, and measure how well it went.",
 )
+data_app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, help="Folders of scans.")
+app.add_typer(data_app, name="data")
 
 
 class Model(StrEnum):
@@ -177,6 +179,16 @@ def doctor(files: Annotated[list[Path], typer.Argument(help="Images to examine."
     reports = [io.doctor(path) for path in files]
     print("\n\n".join(str(report) for report in reports))
     raise typer.Exit(0 if all(report.ok for report in reports) else 1)
+
+
+@data_app.command()
+def inspect(folder: Annotated[Path, typer.Argument(help="A split, or the folder of train, valid and test.")]) -> None:
+    """List a data set's scans and all that is wrong with them; status 0 no fault, 1 faults, 2 could not run."""
+    from . import data
+
+    found = data.inspect(folder, progress=sys.stderr.isatty())
+    print(found)
+    raise typer.Exit(0 if found.ok else 1)
 
 
 def _device(device: Device, threads: int | None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +13,15 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
+
 from .reading import read_image, read_label, read_points
-from .records import Found, Kind, PathLike, Place, Record, find, shortened, splits
+from .records import Found, Kind, PathLike, Place, Record, find, natural, shortened, splits
 
 if TYPE_CHECKING:
     import pandas as pd
 
-CONSTANT_SPACING = 1.5  # spacings of scans that differ by more than this factor are worth a note
+ALIKE = 1.5  # voxels that differ by more than this factor in size along an axis are worth a note
 READERS = 4  # threads that read
 
 
@@ -79,34 +83,44 @@ class Inspection:
 
 @dataclass
 class _Facts:
-    """A scan while it is looked at: its line, what could not be read, and its masks' facts."""
+    """A scan while it is looked at: its line, what is wrong with it, and what only all together show.
+
+    Attributes:
+        content: of its voxels, the same for the same image.
+        overlap: share of the voxels that have two structures.
+    """
 
     record: Record
     row: Row
+    content: str = ""
+    overlap: float = 0.0
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def inspect(folder: PathLike, *, kind: Kind | None = None) -> Inspection:
+def inspect(folder: PathLike, *, kind: Kind | None = None, progress: bool = False) -> Inspection:
     """Look at every scan of a split, or of the splits train, valid and test of a data set.
 
     Every fault is listed, not the first alone: names without a partner, names that are there twice, groups of one scan,
     files that cannot be read or have NaNs, constant images, labels off their image's grid, outside [0, 1] or of two
     structures at once, pairs with different numbers of labels, axes in different orders, subjects in two splits.
 
-    Args: kind: of layout; by default what the folders' names say.
+    Args:
+        kind: of layout; by default what the folders' names say.
+        progress: show how far it is.
+
     Raises: FileNotFoundError; ValueError if the folder has no such layout.
     """
     kinds: dict[str, Kind] = {}
     rows: list[Row] = []
     faults: list[str] = []
     notes: list[str] = []
-    names: dict[str, set[str]] = {}
+    everyone: dict[str, list[_Facts]] = {}
     for split, path in splits(folder).items():
         found = find(path, kind=kind, strict=False)
-        sides = _sides(found, split)
+        sides = _sides(found, split, progress)
         kinds[split] = found.kind
-        names[split] = {record.group or record.name for record in found.records}
+        everyone[split] = [facts for side in sides for facts in side]
         where = f"{split}: " if split else ""
         texts = [*found.faults, *_empty(found, path), *_groups_of_one(found)]
         texts += [text for side in sides for facts in side for text in facts.faults]
@@ -115,15 +129,25 @@ def inspect(folder: PathLike, *, kind: Kind | None = None) -> Inspection:
         remarks = [*found.notes, *(text for side in sides for facts in side for text in facts.notes), *_spacings(sides)]
         notes += [where + text for text in remarks]
         rows += [facts.row for side in sides for facts in side]
-    return Inspection(Path(folder), kinds, tuple(rows), (*faults, *_leaks(names)), tuple(notes))
+    faults += _leaks(everyone)
+    notes += _shared_groups(everyone)
+    short = [[text.replace(f"{folder}{os.sep}", "") for text in texts] for texts in (faults, notes)]
+    return Inspection(Path(folder), kinds, tuple(rows), *map(tuple, short))
 
 
 # -- one scan -----------------------------------------------------------------------------------------------------
-def _sides(found: Found, split: str) -> list[list[_Facts]]:
+def _sides(found: Found, split: str, progress: bool) -> list[list[_Facts]]:
     """The facts of the moving and the fixed scans, or of all scans."""
     roles = (("moving", found.records), ("fixed", found.fixed)) if found.kind == "paired" else (("", found.records),)
-    with ThreadPoolExecutor(READERS) as readers:
-        return [list(readers.map(partial(_look, split=split, role=role), records)) for role, records in roles]
+    count = sum(len(records) for _, records in roles)
+    with ThreadPoolExecutor(READERS) as readers, tqdm(total=count, unit="scan", disable=not progress) as bar:
+        sides: list[list[_Facts]] = []
+        for role, records in roles:
+            sides.append([])
+            for facts in readers.map(partial(_look, split=split, role=role), records):
+                sides[-1].append(facts)
+                bar.update()
+    return sides
 
 
 def _look(record: Record, split: str, role: str) -> _Facts:
@@ -135,6 +159,7 @@ def _look(record: Record, split: str, role: str) -> _Facts:
         grid = image.grid
         values |= {"shape": grid.shape, "spacing": grid.spacing, "orientation": grid.orientation}
         values |= {"low": low, "high": high}
+        facts.content = hashlib.sha256(image.values.numpy().tobytes()).hexdigest()
         if low == high:
             facts.faults.append(f"{record.image} is constant, {low:g} everywhere; is it the right file?")
     if record.label is not None:
@@ -151,12 +176,7 @@ def _look_at_label(facts: _Facts, place: Place, grid: Any) -> int | None:
     label = _tried(facts, lambda: read_label(place, grid))
     if label is None:
         return None
-    if len(label) > 1 and float(label.sum(0).max()) > 1 + 1e-4:
-        share = float((label.sum(0) > 1 + 1e-4).float().mean())
-        facts.faults.append(
-            f"{place}: its channels are not one-hot: {100 * share:.2g} % of the voxels have two structures at once; "
-            "take from one what the other has, or give each a file of its own."
-        )
+    facts.overlap = float((label.sum(0) > 1 + 1e-4).float().mean())
     empty = [k for k in range(len(label)) if not bool((label[k] > 0).any())]
     if empty:
         facts.notes.append(f"{place}: channel {shortened(map(str, empty))} is empty, a structure that is not seen.")
@@ -206,11 +226,23 @@ def _across(found: Found, sides: Sequence[Sequence[_Facts]]) -> Iterator[str]:
                 by_count[facts.row.labels].append(facts.row.name)
         if len(by_count) > 1:
             yield _counts_differ("scans", [f"{shortened(n)} ({count})" for count, n in sorted(by_count.items())])
+    yield from _overlaps([facts for side in sides for facts in side])
     rows = [facts.row for side in sides for facts in side]
     yield from _mixed("orientation", rows, "list the axes of all in one order", "Reading(orientation='RAS')")
     dims = Counter(len(row.shape) for row in rows if row.shape)
     if len(dims) > 1:
         yield f"2-D and 3-D images are mixed, {dims[2]} and {dims[3]} of them; put them into folders of their own."
+
+
+def _overlaps(scans: Sequence[_Facts]) -> Iterator[str]:
+    several = [facts for facts in scans if facts.overlap > 0]
+    if several:
+        worst = max(several, key=lambda facts: facts.overlap)
+        yield (
+            f"{len(several)} label{'s are' if len(several) > 1 else ' is'} not one-hot: "
+            f"{shortened(str(facts.record.label) for facts in several)}; in the worst, {100 * worst.overlap:.2g} % of "
+            "the voxels have two structures at once; take from one what the other has, or draw one at a time."
+        )
 
 
 def _counts_differ(what: str, counts: Sequence[str]) -> str:
@@ -234,26 +266,37 @@ def _mixed(what: str, rows: Iterable[Row], cure: str, code: str) -> Iterator[str
 
 
 def _spacings(sides: Sequence[Sequence[_Facts]]) -> list[str]:
-    spacings = [s for side in sides for facts in side for s in (facts.row.spacing or ())]
-    if not spacings or max(spacings) < CONSTANT_SPACING * min(spacings):
+    spacings = [facts.row.spacing for side in sides for facts in side if facts.row.spacing]
+    ratios = [max(along) / min(along) for along in zip(*spacings, strict=False)]
+    if not ratios or max(ratios) < ALIKE:
         return []
+    listed = " and ".join(" x ".join(f"{s:.3g}" for s in each) for each in (min(spacings), max(spacings)))
     return [
-        f"spacings reach from {min(spacings):.3g} to {max(spacings):.3g} mm; a ddf counts voxels of the fixed grid; "
-        "Reading(spacing=...) brings all to one."
+        f"spacings differ, such as {listed} mm; a ddf counts voxels of the fixed grid; Reading(spacing=...) brings all "
+        "to one."
     ]
 
 
-def _leaks(names: dict[str, set[str]]) -> list[str]:
-    """Subjects that are in two splits."""
-    found = []
-    for first, second in combinations(names, 2):
-        both = sorted(names[first] & names[second])
+def _leaks(everyone: dict[str, list[_Facts]]) -> Iterator[str]:
+    """Scans that are in two splits, by name or by content."""
+    for first, second in combinations(everyone, 2):
+        names = {facts.record.name for facts in everyone[second]}
+        contents = {facts.content for facts in everyone[second]} - {""}
+        both = [f.record.name for f in everyone[first] if f.record.name in names or f.content in contents]
         if both:
-            found.append(
-                f"{first} and {second} share {shortened(both)}; a subject that was trained on tests nothing; move it "
-                "to one of them (data.split_by_subject)."
+            yield (
+                f"{first} and {second} share {shortened(dict.fromkeys(both))}; a scan that was trained on tests "
+                "nothing; move it to one of them (data.split_by_subject)."
             )
-    return found
+
+
+def _shared_groups(everyone: dict[str, list[_Facts]]) -> Iterator[str]:
+    for first, second in combinations(everyone, 2):
+        groups = [{facts.record.group for facts in everyone[split]} - {""} for split in (first, second)]
+        both = sorted(groups[0] & groups[1], key=natural)
+        if both:
+            where = f"{first} and {second} both have a group {shortened(both)}"
+            yield f"{where}; if it is one subject, move it to one of them."
 
 
 # -- as text ------------------------------------------------------------------------------------------------------
@@ -261,7 +304,7 @@ def _line(split: str, kind: Kind, rows: Sequence[Row]) -> str:
     labeled = sum(row.labels is not None for row in rows)
     groups = len({row.group for row in rows})
     count = f"{len(rows) // 2} pairs" if kind == "paired" else f"{len(rows)} scans"
-    more = f" in {groups} groups" if kind == "grouped" else ""
+    more = f" in {groups} group{'s' if groups > 1 else ''}" if kind == "grouped" else ""
     return f"{split + ': ' if split else ''}{kind}, {count}{more}, {labeled} of {len(rows)} with labels"
 
 
