@@ -54,6 +54,17 @@ class Quality(StrEnum):
     accurate = "accurate"
 
 
+class Scaling(StrEnum):
+    none = "none"
+    minmax = "minmax"
+    percentiles = "percentiles"
+
+
+class Alignment(StrEnum):
+    rigid = "rigid"
+    affine = "affine"
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -189,6 +200,44 @@ def inspect(folder: Annotated[Path, typer.Argument(help="A split, or the folder 
     found = data.inspect(folder, progress=sys.stderr.isatty())
     print(found)
     raise typer.Exit(0 if found.ok else 1)
+
+
+@data_app.command()
+def prepare(
+    folder: Annotated[Path, typer.Argument(help="A split, or the folder of train, valid and test.")],
+    out: Out,
+    orientation: Annotated[str | None, typer.Option(help="List the axes in this order, such as RAS.")] = None,
+    spacing: Annotated[list[float] | None, typer.Option(help="mm per voxel; once, or once an axis.")] = None,
+    shape: Annotated[list[int] | None, typer.Option(help="Voxels, once an axis, over the same field of view.")] = None,
+    size: Annotated[list[int] | None, typer.Option(help="Cut or fill to so many voxels, once an axis.")] = None,
+    multiple: Annotated[int | None, typer.Option(help="Fill to a multiple, 16 for four halvings.")] = None,
+    window: Annotated[tuple[float, float] | None, typer.Option(help="Clamp intensities: LOW HIGH.")] = None,
+    scale: Annotated[Scaling, typer.Option(help="Bring intensities to [0, 1].")] = Scaling.none,
+    structures: Annotated[list[int] | None, typer.Option(help="Labels of a map that become channels.")] = None,
+    remove_bed: Annotated[bool, typer.Option("--remove-bed", help="CT: all but the body becomes air.")] = False,
+    reference: Annotated[Path | None, typer.Option(help="Lay each scan on this image.")] = None,
+    model: Annotated[Alignment, typer.Option(help="How it is laid on the reference.")] = Alignment.affine,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the scans.")] = 1,
+) -> None:
+    """Make all scans of FOLDER ready and write them to OUT in the same layout; a stopped run goes on where it was."""
+    from .data import Reading
+    from .preparation import Preparation
+    from .preparation import prepare as prepare_folder
+
+    if spacing is not None and len(spacing) == 1:
+        spacing = spacing * 3
+    reading = Reading(
+        orientation=orientation,
+        spacing=spacing,
+        shape=shape,
+        multiple=multiple,
+        window=window,
+        scale=scale.value,
+        structures=None if structures is None else tuple(structures),
+    )
+    preparation = Preparation(remove_bed, reference, model.value, reading, size)
+    manifest = prepare_folder(folder, out, preparation, workers=workers, progress=sys.stderr.isatty())
+    print(f"{len(manifest['scans'])} scans in {out}, what was done in {out / 'manifest.json'}")
 
 
 def _device(device: Device, threads: int | None) -> Any:

@@ -44,9 +44,9 @@ def save_scan(folder, name, number, *, role="", grid=GRID, structures=2):
             io.save_labels(path, label_of(number, grid, structures=structures), grid)
 
 
-def unpaired(folder, count=5, **more):
-    for k in range(count):
-        save_scan(folder, f"case{k + 1}", k + 1, **more)
+def unpaired(folder, count=5, *, first=1, **more):
+    for k in range(first, first + count):
+        save_scan(folder, f"case{k}", k, **more)
     return folder
 
 

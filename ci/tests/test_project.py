@@ -103,6 +103,7 @@ ROOMS = {
     | {"transforms", "metrics", "optimize", "plot", "widgets", "explorer", "phantoms", "doctor", "io"},
 }
 ROOMS["pipeline"] = set(ROOMS)  # what the command line does, as functions
+ROOMS["preparation"] = GEOMETRY | {"data", "io", "pipeline", "transforms"}
 ROOMS["monai_transforms"] = {"grid", "field", "optimize", "pipeline"}
 ROOMS["cli"] = set(ROOMS)
 
@@ -173,7 +174,7 @@ def test_submodules_load_when_first_used():
     assert set(reglib.__all__) <= {room_of(path) for path in sources()}
     assert set(reglib.__all__) <= set(dir(reglib))
     assert reglib.grid.Grid is not None
-    with pytest.raises(AttributeError, match="has no attribute 'gird'; it has cli, field"):
+    with pytest.raises(AttributeError, match="has no attribute 'gird'; it has cli, data, field"):
         reglib.gird  # noqa: B018
 
 

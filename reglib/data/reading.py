@@ -49,13 +49,13 @@ class Scan:
     """
 
     name: str
-    image: Float32[Tensor, 1 * s]
+    image: Float32[Tensor, "1 *s"]
     grid: Grid
     stored: Grid
-    label: Float32[Tensor, k * s] | None = None
+    label: Float32[Tensor, "k *s"] | None = None
     points: Float64[Tensor, "n d"] | None = None
 
-    def back(self, image: Float[Tensor, c * s], *, mode: Any = "bilinear") -> Float[Tensor, c * t]:
+    def back(self, image: Float[Tensor, "c *s"], *, mode: Any = "bilinear") -> Float[Tensor, "c *t"]:
         """Something on this scan's grid at the voxels of its file again: exact where only padded or reoriented."""
         return field.resample(image[None], self.grid, self.stored, mode=mode)[0]
 
@@ -199,13 +199,14 @@ def read_image(place: Place) -> Array:
 
 
 def read_label(
-    place: Place, grid: Grid | None = None, *, structures: Sequence[int] | None = None
-) -> Float32[Tensor, k * s]:
+    place: Place, grid: Grid | None = None, *, structures: Sequence[int] | None = None, masks: bool = True
+) -> Float32[Tensor, "k *s"]:
     """A label as masks (k, *s) with values in [0, 1], one structure a channel.
 
     Args:
         grid: of the image that it belongs to.
         structures: the labels of a label map that become channels; None if the file has masks.
+        masks: whether values must be in [0, 1]; otherwise a label map is given as it is.
 
     Raises: FileNotFoundError, ValueError; GridMismatchError if it is not on `grid`.
     """
@@ -217,7 +218,7 @@ def read_label(
             raise ValueError(f"{place}: structures are of a label map; this file has {values.shape[0]} channels.")
         return torch.cat([(values == s).float() for s in structures])
     low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 1:
+    if masks and (low < 0 or high > 1):
         raise ValueError(
             f"{place}: label values must be in [0, 1]; they are {low:g} to {high:g}; for a label map name the "
             "structures, Reading(structures=(1, 2)), for masks of 0 and 255 divide by 255."
