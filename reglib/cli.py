@@ -240,6 +240,54 @@ def prepare(
     print(f"{len(manifest['scans'])} scans in {out}, what was done in {out / 'manifest.json'}")
 
 
+@data_app.command("list")
+def list_data() -> None:
+    """Name the public data sets that can be got, or made as stand-ins."""
+    for name, source in _scripts().manifest().items():
+        size = f"{source.bytes / 1e6:.0f} MB" if source.files else "by hand"
+        print(f"{name:24}{source.kind:10}{size:>9}  {source.title} ({source.licence})")
+
+
+@data_app.command()
+def get(name: str, out: Annotated[Path | None, typer.Option("--out", "-o")] = None) -> None:
+    """Download the data set NAME, check it, and write it in our layout."""
+    raise typer.Exit(_run_script(name, out, []))
+
+
+@data_app.command()
+def make(name: str, out: Annotated[Path | None, typer.Option("--out", "-o")] = None) -> None:
+    """Make a stand-in of the data set NAME, in its layout and with its truth."""
+    raise typer.Exit(_run_script(name, out, ["--make"]))
+
+
+def _scripts() -> Any:
+    """The module of `data_scripts` that all scripts share."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "data_scripts" / "script.py").is_file():
+        raise ValueError(
+            "this command needs data_scripts/, which is in a checkout of the project and not in its wheel."
+        )
+    sys.path.insert(0, str(root))
+    from importlib import import_module
+
+    return import_module("data_scripts.script")
+
+
+def _run_script(name: str, out: Path | None, words: list[str]) -> int:
+    from difflib import get_close_matches
+    from importlib import import_module
+
+    script = _scripts()
+    names = list(script.manifest())
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        raise ValueError(f"there is no data set {name}; {f'do you mean {close[0]}?' if close else ', '.join(names)}")
+    module = import_module(f"data_scripts.{name}")
+    words = [*words, *([] if out is None else ["--out", str(out)])]
+    status: int = script.run(name, module.make, getattr(module, "arrange", None), words)
+    return status
+
+
 def _device(device: Device, threads: int | None) -> Any:
     import torch
 

@@ -14,7 +14,7 @@ from scipy.ndimage import map_coordinates
 
 from reglib import field, phantoms
 from reglib.grid import Grid
-from reglib.phantoms import LABEL_NAMES, brain_cohort, circle, cshape, grid_lines, letter_f
+from reglib.phantoms import LABEL_NAMES, brain_cohort, circle, cshape, grid_lines, letter_f, maps
 
 KINDS = {
     "plain": {"shape": (30, 36, 32), "spacing": 5.5, "seed": 3},
@@ -87,7 +87,7 @@ def test_many_more_integration_steps_change_nothing(cohort, monkeypatch):
     points = torch.from_numpy(world(subject.grid, np.argwhere(brain(subject.labels))[::7]))
     coarse = subject.template_from_subject.points(points)
     growth = subject.template_from_subject.log_determinant(points)
-    monkeypatch.setattr(phantoms, "RK4_STEPS", 8 * phantoms.RK4_STEPS)
+    monkeypatch.setattr(maps, "RK4_STEPS", 8 * maps.RK4_STEPS)
     assert largest(subject.template_from_subject.points(points), coarse) < 1e-3
     assert largest(subject.template_from_subject.log_determinant(points), growth) < 1e-4
 

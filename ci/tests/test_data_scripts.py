@@ -1,0 +1,317 @@
+"""`python -m data_scripts.NAME --make`: valid by `reglib data inspect`, small, quick, and true."""
+
+import os
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+import folders
+import numpy as np
+import pytest
+import torch
+
+from reglib import cli, data, field, io, metrics
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+from data_scripts.script import manifest  # noqa: E402
+
+SOURCES = manifest()
+MOST_MB, MOST_S = 300, 60
+WITHIN_VOXELS = {"lung_ct": 0.2, "nlst": 0.2, "popi": 0.2}  # of the landmarks; 0.05 elsewhere
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of a stand-in by name, made when first asked for."""
+    folder = tmp_path_factory.mktemp("standins")
+    times = {}
+
+    def make(name):
+        if name not in times:
+            start = time.perf_counter()
+            call = [sys.executable, "-W", "error", "-m", f"data_scripts.{name}", "--make", "--out", folder / name]
+            done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            assert "stand-in" in done.stdout
+            times[name] = time.perf_counter() - start
+        return folder / name, times[name]
+
+    return make
+
+
+def test_every_name_is_an_identifier_with_its_script():
+    scripts = {p.stem for p in (ROOT / "data_scripts").glob("*.py")} - {
+        "__init__",
+        "script",
+        "standins",
+        "fetch",
+        "arranging",
+    }
+    assert set(SOURCES) == scripts
+    for name, source in SOURCES.items():
+        assert name.isidentifier()
+        assert import_module(f"data_scripts.{name}").__doc__
+        assert source.kind in ("paired", "unpaired", "grouped")
+        assert source.files or source.manual
+        for file in source.files:
+            assert file["url"].startswith("https://")
+            assert file["checksum"] is None or file["checksum"].partition(":")[0] in ("sha256", "md5")
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_stand_in_is_valid_small_and_true(made, name):
+    out, seconds = made(name)
+    assert seconds < MOST_S * (3 if os.environ.get("PYTEST_XDIST_WORKER") else 1)
+    assert sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) < MOST_MB * 1e6
+    assert "stand-in" in (out / "STANDIN.txt").read_text()
+    found = data.inspect(out)
+    assert found.ok, found.faults
+    assert set(found.kinds.values()) == {SOURCES[name].kind}
+    counts = {int(n) for n in found.table["labels"].dropna()}
+    assert counts == ({len(SOURCES[name].labels)} if SOURCES[name].labels else set())
+    limit = WITHIN_VOXELS.get(name, 0.05)
+    for split in found.kinds:
+        records = data.find(out / split).records
+        truth = out / "truth" / split
+        errors = errors_of_pairs(truth, records) if SOURCES[name].kind == "paired" else errors_of_scans(truth, records)
+        assert len(errors) > 0
+        assert max(errors) < limit
+
+
+def load(path):
+    ddf, grid = io.load_ddf(path)
+    return ddf.double(), grid
+
+
+def carried(points, ddf, grid):
+    """World points (n, d) under a ddf of a grid."""
+    voxels = grid.points(points, to="voxel", from_="world")[None]
+    return grid.points(field.warp_points(voxels, ddf)[0], to="world", from_="voxel"), grid
+
+
+def inside(points, grid, *, margin=1.0):
+    voxels = grid.points(points, to="voxel", from_="world")
+    return ((voxels > margin) & (voxels < torch.tensor(grid.shape) - 1 - margin)).all(1)
+
+
+def errors_of_pairs(truth, records):
+    """Landmarks, which no field was needed for, against both fields, in voxels."""
+    errors = []
+    for record in records:
+        ddf, grid = load(truth / f"{record.name}_ddf.nii.gz")
+        back, moving_grid = load(truth / f"{record.name}_inverse_ddf.nii.gz")
+        fixed, moving = (io.load_points(truth / f"{record.name}_{role}_points.csv")[0] for role in ("fixed", "moving"))
+        for start, end, map_, own in ((fixed, moving, ddf, grid), (moving, fixed, back, moving_grid)):
+            kept = inside(start, own)
+            assert kept.float().mean() > 0.8
+            found, _ = carried(start[kept], map_, own)
+            errors.append(float((found - end[kept]).norm(dim=1).max()) / max(own.spacing))
+    return errors
+
+
+def errors_of_scans(truth, records):
+    """From one scan of a group to the next through the template, in voxels."""
+    errors = []
+    by_group = {}
+    for record in records:
+        by_group.setdefault(record.group, []).append(record)
+    for group in by_group.values():
+        for first, second in zip(group, [*group[1:], group[0]], strict=True):
+            start, end = (io.load_points(truth / f"{r.name}_points.csv")[0] for r in (first, second))
+            there, grid = load(truth / f"{first.name}_template_from_scan.nii.gz")
+            back, other = load(truth / f"{second.name}_scan_from_template.nii.gz")
+            on_template, _ = carried(start, there, grid)
+            kept = inside(start, grid) & inside(on_template, other)
+            assert kept.float().mean() > 0.6
+            found, _ = carried(on_template[kept], back, other)
+            errors.append(float((found - end[kept]).norm(dim=1).max()) / max(grid.spacing))
+    return errors
+
+
+def test_labels_follow_the_truth(made):
+    """The moving lungs under the true map are the fixed ones, and the images grow alike."""
+    out, _ = made("lung_ct")
+    for record in data.find(out / "train").records:
+        sides = [str(record.image.path), str(record.image.path).replace("moving_images", "fixed_images")]
+        (moving, moving_grid), (fixed, fixed_grid) = (io.load_image(path) for path in sides)
+        lungs = [io.load_labels(path.replace("images", "labels"))[0] for path in sides]
+        ddf, _ = io.load_ddf(out / "truth" / "train" / f"{record.name}_ddf.nii.gz")
+        grids = {"moving_grid": moving_grid, "fixed_grid": fixed_grid}
+        overlaps, apart = [], []
+        for u in (torch.zeros_like(ddf), ddf):
+            warped = field.warp_labels(lungs[0], u, method="linear", **grids)
+            overlaps.append(float(metrics.dice(warped, lungs[1], labels=[1])[1]))
+            apart.append(float((field.warp(moving, u, padding=-1000.0, **grids) - fixed).abs().mean()))
+        assert overlaps[1] > 0.98 > overlaps[0]
+        assert apart[1] < 0.6 * apart[0]
+
+
+def test_the_same_bytes_again(made, tmp_path):
+    out, _ = made("mnist")
+    call = [sys.executable, "-m", "data_scripts.mnist", "--make", "--out", tmp_path / "again"]
+    subprocess.run(call, cwd=ROOT, check=True, capture_output=True)
+    files = sorted(p.relative_to(out) for p in out.rglob("*") if p.is_file())
+    assert files
+    for file in files:
+        assert (out / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+def test_nothing_is_overwritten_and_nothing_half_done_is_left(tmp_path, capsys, monkeypatch):
+    from data_scripts import hippocampus_mr
+    from data_scripts.script import run
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    assert run("hippocampus_mr", hippocampus_mr.make, words=["--make", "--out", str(tmp_path / "full")]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+    def breaks(out, source):
+        (out / "half").write_text("half")
+        raise ValueError("the disk is full")
+
+    assert run("hippocampus_mr", breaks, words=["--make", "--out", str(tmp_path / "new")]) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
+
+
+@pytest.mark.parametrize("name", ["myops", "promise12", "popi"])
+def test_what_no_script_may_download_is_said(tmp_path, name, capsys):
+    from data_scripts.script import run
+
+    module = import_module(f"data_scripts.{name}")
+    assert run(name, module.make, words=["--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert SOURCES[name].manual in error
+    assert "--make" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stand_in_can_be_trained_on(made):
+    """A batch of each kind, as a network gets it."""
+    pairs = data.PairedDataset(data.find(made("prostate_mrus")[0] / "train"), onto_fixed=True)
+    scans = data.UnpairedDataset(data.find(made("oasis_2d")[0] / "train"), reading=data.Reading(multiple=16))
+    groups = data.GroupedDataset(data.find(made("myops")[0] / "train"), intra_group_prob=0.7)
+    for dataset in (pairs, scans, groups):
+        batch = next(iter(data.loader(dataset, batch_size=2)))
+        assert batch["moving"].shape == batch["fixed"].shape
+        assert batch["fixed_label"].shape[:2] == (2, 1)
+        assert np.isfinite(batch["moving"].numpy()).all()
+
+
+# -- what publishers give, in our layout -------------------------------------------
+def theirs(path, number, *, labels=()):
+    """A scan as a publisher has it: an image, or a label map of these labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not labels:
+        io.save_image(path, folders.image_of(number), folders.GRID)
+        return
+    whole = torch.zeros(1, 1, *folders.GRID.shape, dtype=torch.int64)
+    for k, value in enumerate(labels):
+        whole[..., k : k + 1, 2:5, 2:5] = value
+    io.save_labels(path, whole, folders.GRID)
+
+
+def arranged(name, tmp_path):
+    out = tmp_path / "out"
+    import_module(f"data_scripts.{name}").arrange(tmp_path / "in", out, SOURCES[name])
+    found = data.inspect(out)
+    assert found.ok, found.faults
+    assert set(found.kinds.values()) == {SOURCES[name].kind}
+    assert set(found.table["labels"].dropna()) <= {len(SOURCES[name].labels)}
+    return found
+
+
+def test_the_decathlons_hippocampus(tmp_path):
+    for number in (1, 17, 300, 311, 394):
+        for folder, labels in (("imagesTr", ()), ("labelsTr", (1, 2))):
+            theirs(
+                tmp_path / "in" / "Task04_Hippocampus" / folder / f"hippocampus_{number:03}.nii.gz",
+                number % 90,
+                labels=labels,
+            )
+        (tmp_path / "in" / "Task04_Hippocampus" / "imagesTr" / f"._hippocampus_{number:03}.nii.gz").write_text("macOS")
+    table = arranged("hippocampus_mr", tmp_path).table
+    assert list(table["split"]) == ["train"] * 3 + ["test"] * 2
+
+
+def test_lungs_in_and_out(tmp_path):
+    for number in range(15, 26):
+        for breath in ("insp", "exp"):
+            where = tmp_path / "in" / "training"
+            value = number if breath == "insp" else number + 40
+            theirs(where / "scans" / f"case_{number:03}_{breath}.nii.gz", value)
+            theirs(where / "lungMasks" / f"case_{number:03}_{breath}.nii.gz", value, labels=(1,))
+    found = arranged("lung_ct", tmp_path)
+    assert "case_020" not in set(found.table["name"])
+    assert found.table.groupby("split")["name"].nunique().to_dict() == {"train": 6, "valid": 2, "test": 2}
+    pair = data.PairedDataset(data.find(tmp_path / "out" / "test"), split="test", reading=data.Reading(scale="none"))[0]
+    assert folders.number_of(pair["moving"]) == folders.number_of(pair["fixed"]) + 40
+
+
+@pytest.mark.parametrize(("name", "kind"), [("oasis_2d", "slice"), ("oasis_3d", "aligned"), ("brain_atlas", "aligned")])
+def test_neurites_oasis(tmp_path, name, kind):
+    for number in range(1, 11):
+        where = tmp_path / "in" / f"OASIS_OAS1_{number:04}_MR1"
+        theirs(where / f"{kind}_norm.nii.gz", number)
+        theirs(where / f"{kind}_seg4.nii.gz", number, labels=(1, 2, 3, 4))
+    found = arranged(name, tmp_path)
+    assert len(found.table) == (9 if name == "brain_atlas" else 10)
+    label = data.Reading()(data.find(tmp_path / "out" / "train").records[0]).label
+    assert label.sum((1, 2, 3)).tolist() == [9, 18, 9]
+    if name == "brain_atlas":
+        assert (tmp_path / "out" / "atlas" / "images" / "OASIS_OAS1_0001_MR1.nii.gz").is_file()
+
+
+def test_abdomens(tmp_path):
+    for number in range(1, 21):
+        where = tmp_path / "in" / "datasets_deepreg_demo-abdct" / "dataset"
+        theirs(where / "images" / f"{number:02}.nii.gz", number)
+        theirs(where / "labels" / f"{number:02}.nii.gz", number, labels=(1, 6, 13))
+    table = arranged("abdomen_ct", tmp_path).table
+    assert table["split"].value_counts().to_dict() == {"train": 15, "test": 3, "valid": 2}
+
+
+def test_mr_and_ultrasound_of_brains(tmp_path):
+    for number in range(1, 9):
+        where = tmp_path / "in" / "EASY-RESECT" / "NIFTI" / f"Case{number}"
+        theirs(where / f"Case{number}-T1-resize.nii", number)
+        theirs(where / f"Case{number}-US.nii", number + 40)
+    assert len(arranged("resect", tmp_path).table) == 16
+
+
+def test_mnists_bytes(tmp_path):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 6)
+    images = rng.integers(0, 256, (60, 28, 28)).astype(np.uint8)
+    (tmp_path / "in").mkdir()
+    header = np.array([2051, 60, 28, 28], dtype=">i4").tobytes()
+    (tmp_path / "in" / "train-images-idx3-ubyte").write_bytes(header + images.tobytes())
+    (tmp_path / "in" / "train-labels-idx1-ubyte").write_bytes(
+        np.array([2049, 60], dtype=">i4").tobytes() + labels.tobytes()
+    )
+    table = arranged("mnist", tmp_path).table
+    assert table["split"].value_counts().to_dict() == {"train": 40, "valid": 10, "test": 10}
+    image, _ = io.load_image(tmp_path / "out" / "train" / "images" / "digit3" / "00018.png")
+    np.testing.assert_array_equal(image[0, 0].numpy(), images[18])
+
+
+def test_an_archive_of_another_kind_is_named(tmp_path):
+    (tmp_path / "in" / "theirs").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"which has theirs"):
+        import_module("data_scripts.lung_ct").arrange(tmp_path / "in", tmp_path / "out", SOURCES["lung_ct"])
+
+
+# -- the command line --------------------------------------------------------------
+def test_the_commands(tmp_path, capsys):
+    assert cli.main(["data", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in SOURCES)
+    assert cli.main(["data", "make", "mnist", "-o", str(tmp_path / "mnist")]) == 0
+    assert cli.main(["data", "inspect", str(tmp_path / "mnist")]) == 0
+    capsys.readouterr()
+    assert cli.main(["data", "get", "popi", "-o", str(tmp_path / "popi")]) == 2
+    assert "--make" in capsys.readouterr().err
+    assert cli.main(["data", "make", "mnst"]) == 2
+    assert "do you mean mnist?" in capsys.readouterr().err

@@ -1,0 +1,44 @@
+"""Brains and an atlas to register each of them to, as VoxelMorph does; `OUT/atlas` has the atlas."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from reglib import phantoms
+from reglib.data import Place
+
+from .arranging import found, splits_of, write_scan
+from .script import SEED, Source, run
+from .standins import StandIn, tissues, write_scans
+
+COUNTS = {"train": 4, "valid": 1, "test": 2}
+GRID = {"shape": (64, 72, 64), "spacing": 2.8}
+
+
+def make(out: Path, source: Source) -> None:
+    """Brains from MNI152, and MNI152 as the atlas."""
+    standin = StandIn(out, labels=len(source.labels))
+    cohort = phantoms.brain_cohort(sum(COUNTS.values()), seed=SEED + 2, **GRID)
+    write_scans(standin, [(f"brain{k + 1:02}", tissues(subject)) for k, subject in enumerate(cohort.subjects)], COUNTS)
+    atlas = phantoms.brain_cohort(1, seed=SEED, strength_mm=0.0, noise=0.0, bias=0.0, contrast=0.0, **GRID)
+    write_scans(standin, [("atlas", tissues(atlas.subjects[0]))], {"atlas": 1})
+    standin.note(source.name)
+
+
+ATLAS = "OASIS_OAS1_0001_MR1"
+JOINED = {"CSF": (4,), "gray matter": (1, 2), "white matter": (3,)}  # neurite's four labels, two of them gray
+
+
+def arrange(unpacked: Path, out: Path, source: Source) -> None:
+    """Brains that neurite aligned; the first of them is the atlas."""
+    brains = found(unpacked, "aligned_norm.nii.gz")
+    split = splits_of([path.parent.name for path in brains if path.parent.name != ATLAS])
+    for path in brains:
+        label, name = path.with_name("aligned_seg4.nii.gz"), path.parent.name
+        where = split.get(name, "atlas")
+        write_scan(out, where, name, Place(path), Place(label), structures=JOINED)
+
+
+if __name__ == "__main__":
+    sys.exit(run("brain_atlas", make, arrange))

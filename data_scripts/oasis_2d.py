@@ -1,0 +1,40 @@
+"""OASIS brains, one slice each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from reglib import phantoms
+from reglib.data import Place
+
+from .arranging import found, splits_of, write_scan
+from .script import SEED, Source, run
+from .standins import StandIn, tissues, write_scans
+
+COUNTS = {"train": 4, "valid": 2, "test": 2}
+
+
+def make(out: Path, source: Source) -> None:
+    """Axial slices of brains from MNI152."""
+    standin = StandIn(out, labels=len(source.labels))
+    cohort = phantoms.brain_cohort(sum(COUNTS.values()), seed=SEED, shape=(96, 112), spacing=2.0)
+    write_scans(standin, [(f"OASIS_{k + 1:04}", tissues(subject)) for k, subject in enumerate(cohort.subjects)], COUNTS)
+    standin.note(source.name)
+
+
+JOINED = {"CSF": (4,), "gray matter": (1, 2), "white matter": (3,)}  # neurite's four labels, two of them gray
+
+
+def arrange(unpacked: Path, out: Path, source: Source) -> None:
+    """A slice of each subject, with its tissues."""
+    slices = found(unpacked, "slice_norm.nii.gz")
+    split = splits_of([path.parent.name for path in slices])
+    for path in slices:
+        label = path.with_name("slice_seg4.nii.gz")
+        name = path.parent.name
+        write_scan(out, split[name], name, Place(path), Place(label), structures=JOINED)
+
+
+if __name__ == "__main__":
+    sys.exit(run("oasis_2d", make, arrange))

@@ -1,0 +1,25 @@
+"""PROMISE12: prostates in MR."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from reglib import phantoms
+
+from .script import SEED, Source, run
+from .standins import StandIn, write_scans
+
+COUNTS = {"train": 4, "valid": 2, "test": 2}
+
+
+def make(out: Path, source: Source) -> None:
+    """Prostates in MR; the gland is the one label."""
+    standin = StandIn(out, labels=1)
+    cohort = phantoms.prostate_cohort(sum(COUNTS.values()), seed=SEED)
+    write_scans(standin, [(f"Case{k:02}", subject) for k, subject in enumerate(cohort.subjects)], COUNTS)
+    standin.note(source.name)
+
+
+if __name__ == "__main__":
+    sys.exit(run("promise12", make))
