@@ -43,14 +43,8 @@ def made(tmp_path_factory):
 
 
 def test_every_name_is_an_identifier_with_its_script():
-    scripts = {p.stem for p in (ROOT / "data_scripts").glob("*.py")} - {
-        "__init__",
-        "script",
-        "standins",
-        "fetch",
-        "arranging",
-    }
-    assert set(SOURCES) == scripts
+    shared = {"__init__", "script", "standins", "fetch", "arranging"}
+    assert set(SOURCES) == {p.stem for p in (ROOT / "data_scripts").glob("*.py")} - shared
     for name, source in SOURCES.items():
         assert name.isidentifier()
         assert import_module(f"data_scripts.{name}").__doc__
@@ -224,14 +218,12 @@ def arranged(name, tmp_path):
 
 
 def test_the_decathlons_hippocampus(tmp_path):
+    where = tmp_path / "in" / "Task04_Hippocampus"
     for number in (1, 17, 300, 311, 394):
-        for folder, labels in (("imagesTr", ()), ("labelsTr", (1, 2))):
-            theirs(
-                tmp_path / "in" / "Task04_Hippocampus" / folder / f"hippocampus_{number:03}.nii.gz",
-                number % 90,
-                labels=labels,
-            )
-        (tmp_path / "in" / "Task04_Hippocampus" / "imagesTr" / f"._hippocampus_{number:03}.nii.gz").write_text("macOS")
+        name = f"hippocampus_{number:03}.nii.gz"
+        theirs(where / "imagesTr" / name, number % 90)
+        theirs(where / "labelsTr" / name, number, labels=(1, 2))
+        (where / "imagesTr" / f"._{name}").write_text("macOS")
     table = arranged("hippocampus_mr", tmp_path).table
     assert list(table["split"]) == ["train"] * 3 + ["test"] * 2
 
@@ -282,19 +274,16 @@ def test_mr_and_ultrasound_of_brains(tmp_path):
 
 
 def test_mnists_bytes(tmp_path):
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(10, dtype=np.uint8), 6)
-    images = rng.integers(0, 256, (60, 28, 28)).astype(np.uint8)
+    labels = np.repeat(np.arange(10, dtype=np.uint8), 12)
+    images = np.random.default_rng(0).integers(0, 256, (120, 28, 28)).astype(np.uint8)
+    header, short = (np.array(n, dtype=">i4").tobytes() for n in ([2051, 120, 28, 28], [2049, 120]))
     (tmp_path / "in").mkdir()
-    header = np.array([2051, 60, 28, 28], dtype=">i4").tobytes()
     (tmp_path / "in" / "train-images-idx3-ubyte").write_bytes(header + images.tobytes())
-    (tmp_path / "in" / "train-labels-idx1-ubyte").write_bytes(
-        np.array([2049, 60], dtype=">i4").tobytes() + labels.tobytes()
-    )
+    (tmp_path / "in" / "train-labels-idx1-ubyte").write_bytes(short + labels.tobytes())
     table = arranged("mnist", tmp_path).table
-    assert table["split"].value_counts().to_dict() == {"train": 40, "valid": 10, "test": 10}
-    image, _ = io.load_image(tmp_path / "out" / "train" / "images" / "digit3" / "00018.png")
-    np.testing.assert_array_equal(image[0, 0].numpy(), images[18])
+    assert table["split"].value_counts().to_dict() == {"train": 80, "valid": 20, "test": 20}
+    image, _ = io.load_image(tmp_path / "out" / "train" / "images" / "digit3" / "00036.png")
+    np.testing.assert_array_equal(image[0, 0].numpy(), images[36])
 
 
 def test_an_archive_of_another_kind_is_named(tmp_path):
