@@ -68,8 +68,6 @@ def download(url: str, folder: Path, *, checksum: str | None, timeout_s: float =
 
 def _attempts(url: str, path: Path, checksum: str | None, timeout_s: float) -> None:
     import pooch
-    import requests
-    import urllib3
 
     pooch.get_logger().setLevel("ERROR")
     loader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=timeout_s)
@@ -79,7 +77,7 @@ def _attempts(url: str, path: Path, checksum: str | None, timeout_s: float) -> N
         try:
             pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=loader)
             return
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:  # what requests raises is an OSError
             reason, passing = str(error), _may_pass(error)
             for partial in path.parent.glob("tmp*"):
                 partial.unlink(missing_ok=True)

@@ -52,11 +52,12 @@ def test_constraints_pin_everything_that_is_declared():
 
 OPTIONAL = {"simpleitk"}  # io reads DICOM, NRRD and MHA with it where it is installed
 ALLOWED_PACKAGES = {"reglib": BASE.keys() | OPTIONAL, "ci": BASE.keys() | TEST.keys() | OPTIONAL}
+ALLOWED_PACKAGES["data_scripts"] = BASE.keys()
 
 
 @pytest.mark.parametrize("folder", ALLOWED_PACKAGES)
 def test_what_is_imported_is_declared(folder):
-    own = {"reglib", *(path.stem for path in (ROOT / "ci").rglob("*.py")), "bench"}
+    own = {"reglib", "data_scripts", *(path.stem for path in (ROOT / "ci").rglob("*.py")), "bench"}
     distributions = importlib.metadata.packages_distributions()
     undeclared = set()
     for path in (ROOT / folder).rglob("*.py"):
@@ -246,7 +247,7 @@ COMMANDS = sorted(set(re.findall(r"^reglib (\w+)", README, re.MULTILINE)))
 
 def test_the_readme_names_both_commands_and_the_command_line():
     assert SCRIPTS == ["ci/start.py", "ci/test.py"]
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 5
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
