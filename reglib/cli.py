@@ -224,11 +224,9 @@ def prepare(
     from .preparation import Preparation
     from .preparation import prepare as prepare_folder
 
-    if spacing is not None and len(spacing) == 1:
-        spacing = spacing * 3
     reading = Reading(
         orientation=orientation,
-        spacing=spacing,
+        spacing=spacing[0] if spacing is not None and len(spacing) == 1 else spacing,
         shape=shape,
         multiple=multiple,
         window=window,

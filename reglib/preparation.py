@@ -125,7 +125,8 @@ def prepare(
                 done[job.key] = result
             bar.update()
     if faults:
-        raise ValueError(f"{len(faults)} of {len(jobs)} scans could not be prepared; the others are. {faults[0]}")
+        rest = "the others are" if len(faults) < len(jobs) else "nothing is written"
+        raise ValueError(f"{len(faults)} of {len(jobs)} scans could not be prepared; {rest}. {faults[0]}")
     manifest = {"settings": _settings(preparation), "scans": {job.key: done[job.key] for job in jobs}}
     io.save_json(out / MANIFEST, manifest)
     shutil.rmtree(out / STATE, ignore_errors=True)
@@ -138,14 +139,16 @@ def without_bed(image: Float[Tensor, "1 *s"], grid: Grid) -> Float[Tensor, "1 *s
 
     The body is the largest thing above -500 HU once what is thin is opened, grown back to its own edge, with what it
     encloses in each axial slice.
-    Raises: ValueError if nothing is above -500 HU.
+    Raises: ValueError if nothing, or everything, is above -500 HU.
     """
     from scipy import ndimage
 
     dense = image[0].numpy() > BODY_HU
-    if not dense.any():
+    if dense.all() or not dense.any():
+        low, high = float(image.min()), float(image.max())
         raise ValueError(
-            f"nothing is above {BODY_HU:g} HU, the highest is {float(image.max()):g}; is it a CT in Hounsfield units?"
+            f"a CT has air below {BODY_HU:g} HU and a body above; this image is {low:g} to {high:g}; is it in Hounsfield "
+            "units?"
         )
     sizes = [max(1, round(LOOSE_MM / s)) for s in grid.spacing]
     ball = _ball(sizes)

@@ -89,6 +89,13 @@ def test_every_layout_is_kept(tmp_path, kind):
     assert data.inspect(tmp_path / "out").ok
 
 
+def test_slices_are_prepared_too(tmp_path):
+    for k in (1, 2):
+        folders.save_scan(tmp_path / "in", f"case{k}", k, structures=0, grid=Grid((16, 13), oblique(2)))
+    assert cli.main(["data", "prepare", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--spacing", "1.2"]) == 0
+    assert {s for spacing in data.inspect(tmp_path / "out").table["spacing"] for s in np.round(spacing, 4)} == {1.2}
+
+
 def test_label_maps_become_channels_or_stay(tmp_path):
     grid = folders.GRID
     labels = torch.zeros(1, 1, *grid.shape, dtype=torch.int64)
@@ -253,8 +260,9 @@ def test_the_bed_goes_and_the_lungs_stay():
     assert float((done[body] == image[0][body]).float().mean()) > 0.995
     flipped = preparation.without_bed(image.flip(2), Grid(grid.shape, grid.world_from_voxel))
     torch.testing.assert_close(flipped.flip(2)[0], done)
-    with pytest.raises(ValueError, match="Hounsfield"):
-        preparation.without_bed(image.clamp(0, 1) - 900, grid)
+    for scaled in (image.clamp(0, 1) - 900, image.clamp(0, 255)):
+        with pytest.raises(ValueError, match="Hounsfield"):
+            preparation.without_bed(scaled, grid)
 
 
 def test_scans_are_laid_on_a_reference_with_labels_and_points(tmp_path):

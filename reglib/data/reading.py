@@ -1,7 +1,7 @@
 """A record's files as tensors: read, checked, and brought to the grid that a network wants.
 
-What a scan goes through, in this order: axes in the wanted order, resampled to a spacing or a shape, padded to a
-multiple, intensities scaled. Its label and its points go along. `Scan.back` undoes it for a field or an image.
+What a scan goes through, in this order: axes in the wanted order, resampled to a spacing or a shape, intensities
+scaled, padded to a multiple. Its label and its points go along. `Scan.back` undoes it for a field or an image.
 
 Source: DeepReg's `file_loader` and `preprocess.resize_inputs`.   Differs: the header counts, so that a ddf means
 millimeters; the order in which things are done is written here; labels by nearest neighbor unless asked otherwise.
@@ -109,10 +109,8 @@ class Reading:
 
     def apply(self, scan: Scan) -> Scan:
         """The same with a scan that is in memory."""
-        scan = replace(scan, image=self._scaled(scan.image), stored=scan.grid)
-        for change in (self._turned, self._resampled, self._padded):
-            scan = change(scan)
-        return scan
+        scan = self._resampled(self._turned(replace(scan, stored=scan.grid)))
+        return self._padded(replace(scan, image=self._scaled(scan.image)))
 
     def _scaled(self, image: Tensor) -> Tensor:
         if self.window is not None:
