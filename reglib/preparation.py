@@ -147,8 +147,8 @@ def without_bed(image: Float[Tensor, "1 *s"], grid: Grid) -> Float[Tensor, "1 *s
     if dense.all() or not dense.any():
         low, high = float(image.min()), float(image.max())
         raise ValueError(
-            f"a CT has air below {BODY_HU:g} HU and a body above; this image is {low:g} to {high:g}; is it in Hounsfield "
-            "units?"
+            f"a CT has air below {BODY_HU:g} HU and a body above; this image is {low:g} to {high:g}; is it in "
+            "Hounsfield units?"
         )
     sizes = [max(1, round(LOOSE_MM / s)) for s in grid.spacing]
     ball = _ball(sizes)

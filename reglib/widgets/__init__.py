@@ -70,6 +70,7 @@ from .landscapes import (
     smoothed,
     walk,
 )
+from .meetings import meeting_dial
 from .modalities import contrast_dial, loss_race
 from .overlaps import (
     across_and_along,
@@ -189,6 +190,7 @@ __all__ = [
     "logarithm_test",
     "loss_race",
     "map_gallery",
+    "meeting_dial",
     "mend",
     "one_control_point",
     "overlap_dial",
