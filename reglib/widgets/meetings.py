@@ -61,21 +61,22 @@ def _title() -> dict[str, Any]:
     return {"fontsize": canvas.TITLE_SIZE, "color": canvas.INK, "fontweight": "bold"}
 
 
-def _circle(groups: Sequence[Sequence[int]]) -> dict[int, np.ndarray]:
+def _circle(groups: Sequence[Sequence[int]]) -> dict[int, tuple[float, float]]:
     """Where each scan stands, clockwise from the top, with a gap between groups."""
     count = sum(map(len, groups)) + GAP * len(groups)
-    places, turn = {}, GAP / 2
+    places: dict[int, tuple[float, float]] = {}
+    turn = GAP / 2
     for group in groups:
         for index in group:
             angle = np.pi / 2 - 2 * np.pi * (turn + 0.5) / count
-            places[index] = np.array([np.cos(angle), np.sin(angle)])
+            places[index] = (float(np.cos(angle)), float(np.sin(angle)))
             turn += 1
         turn += GAP
     return places
 
 
 def _draw_circle(
-    panel: Panel, places: dict[int, np.ndarray], owner: dict[int, int], pairs: Pairs, names: Sequence[str]
+    panel: Panel, places: dict[int, tuple[float, float]], owner: dict[int, int], pairs: Pairs, names: Sequence[str]
 ) -> None:
     for moving, fixed in pairs:
         if moving == fixed:
@@ -94,7 +95,7 @@ def _draw_circle(
         if len(places) <= MOST_NAMES:
             side = "left" if place[0] > 0.1 else "right" if place[0] < -0.1 else "center"
             words: dict[str, Any] = {"fontsize": canvas.TEXT_SIZE - 2, "ha": side, "va": "center"}
-            panel.text(*(1.13 * place), names[index].rpartition("/")[2], **words)
+            panel.text(1.13 * place[0], 1.13 * place[1], names[index].rpartition("/")[2], **words)
     panel.set(xlim=(-1.6, 1.6), ylim=(-1.3, 1.3), aspect="equal")
     panel.axis("off")
 
