@@ -70,7 +70,7 @@ def steps(fast: bool) -> list:
     chosen = [
         ("ruff check", ["-m", "ruff", "check", "."], count_status),
         ("ruff format", ["-m", "ruff", "format", "--check", "."], count_status),
-        ("mypy", ["-m", "mypy", "reglib"], count_status),
+        ("mypy", ["-m", "mypy", "reglib", "data_scripts"], count_status),
         ("pytest", pytest, partial(count_junit, JUNIT)),
     ]
     if not fast:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from reglib import phantoms
 from reglib.data import Place
@@ -13,7 +14,7 @@ from .script import SEED, Source, run
 from .standins import StandIn, tissues, write_scans
 
 COUNTS = {"train": 4, "valid": 1, "test": 2}
-GRID = {"shape": (64, 72, 64), "spacing": 2.8}
+GRID: dict[str, Any] = {"shape": (64, 72, 64), "spacing": 2.8}
 
 
 def make(out: Path, source: Source) -> None:

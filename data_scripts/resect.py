@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from .script import SEED, Source, run
 from .standins import StandIn, write_pairs
 
 COUNTS = {"train": 3, "valid": 1, "test": 1}
-GRID = {"shape": (64, 72, 64), "spacing": 2.8}
+GRID: dict[str, Any] = {"shape": (64, 72, 64), "spacing": 2.8}
 
 
 def make(out: Path, source: Source) -> None:

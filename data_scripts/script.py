@@ -46,8 +46,8 @@ def manifest() -> dict[str, Source]:
 
 
 def _source(name: str, entry: dict[str, Any]) -> Source:
-    lists = {"labels": tuple(entry.pop("labels", ())), "files": tuple(entry.pop("files", ()))}
-    return Source(name=name, **lists, **entry)
+    labels, files = (tuple(entry.pop(key, ())) for key in ("labels", "files"))
+    return Source(name=name, labels=labels, files=files, **entry)
 
 
 def run(
