@@ -63,6 +63,7 @@ SMOOTH_SPLINES = (Term(losses.bending_loss, 60.0), Term(losses.log_jacobian_loss
 SMOOTH_VELOCITY = (Term(losses.diffusion_loss, 0.5),)  # which has no volumes of its own to keep
 REGULARIZERS = {"svf": SMOOTH_VELOCITY, "ffd": SMOOTH_SPLINES}  # and SMOOTH for every other model
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
+COARSEST = {2: 45, 3: 20}  # voxels along the longest axis to align at: a histogram of fewer than 2000 is misled
 JUDGED = 64  # voxels along the longest axis at which a result is compared with the headers
 PACKAGES = ("reglib", "torch", "numpy", "nibabel")
 
@@ -242,7 +243,7 @@ def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, option
         models = (transforms.Rigid,)
     elif settings.transform != "affine" and not settings.affine_first:
         models = ()
-    levels = _levels(case.fixed_grid, 20)[:2]
+    levels = _levels(case.fixed_grid, COARSEST[case.fixed_grid.dim])[:2]
     return align(
         fixed,
         moving,
