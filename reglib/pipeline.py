@@ -338,11 +338,18 @@ def _unit_range(image: Tensor) -> Tensor:
 
 
 def _local(image: Tensor, grid: Grid) -> Tensor:
-    """The local contrast of an image in [0, 1]: from 0.2 to 1, and 0 where the image is."""
+    """The local contrast of an image in [0, 1]: from 0.2 to 1, and 0 in an even background, dark or bright."""
     around_mm = max(grid.extent) / AROUND
     sigma = [around_mm / s for s in grid.spacing]
-    contrast = filters.local_contrast(image, sigma=sigma, mask=(image > 0).any(1, keepdim=True))
-    return torch.where(image > 0, 0.6 + 0.16 * contrast.clamp(-2.5, 2.5), 0.0)
+    subject = (image != _background(image)).any(1, keepdim=True)
+    contrast = filters.local_contrast(image, sigma=sigma, mask=subject)
+    return torch.where(subject, 0.6 + 0.16 * contrast.clamp(-2.5, 2.5), 0.0)
+
+
+def _background(image: Tensor) -> Tensor:
+    """The value in the middle of those on the faces, which an even background has all over."""
+    faces = [image.select(axis, end).flatten() for axis in range(2, image.ndim) for end in (0, -1)]
+    return torch.cat(faces).median()
 
 
 def _measure(case: Case, ddf: Tensor, *, warped: Tensor | None = None) -> dict[str, Any]:
