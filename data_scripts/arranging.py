@@ -12,6 +12,7 @@ from reglib.data import Place, Record, split_by_subject
 from reglib.data.reading import read_image, read_label
 
 SPLITS = ("train", "valid", "test")
+TISSUES = {"CSF": (4,), "gray matter": (1, 2), "white matter": (3,)}  # of neurite's four labels, two of them gray
 
 
 def found(folder: Path, pattern: str) -> list[Path]:
@@ -59,3 +60,12 @@ def write_scan(
     else:
         masks = read_label(label, grid) > 0.5
     io.save_labels(out / split / f"{role}labels" / f"{name}.nii.gz", masks[None].long(), grid)
+
+
+def write_oasis(unpacked: Path, out: Path, kind: str, *, atlas: str | None = None) -> None:
+    """The brains of neurite's OASIS with their tissues, `kind` "aligned" in 3-D or "slice"; one may be the atlas."""
+    brains = found(unpacked, f"{kind}_norm.nii.gz")
+    split = splits_of([path.parent.name for path in brains if path.parent.name != atlas])
+    for path in brains:
+        name, label = path.parent.name, path.with_name(f"{kind}_seg4.nii.gz")
+        write_scan(out, split.get(name, "atlas"), name, Place(path), Place(label), structures=TISSUES)

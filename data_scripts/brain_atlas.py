@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from reglib import phantoms
-from reglib.data import Place
 
-from .arranging import found, splits_of, write_scan
+from .arranging import write_oasis
 from .script import SEED, Source, run
 from .standins import StandIn, tissues, write_scans
 
 COUNTS = {"train": 4, "valid": 1, "test": 2}
+ATLAS = "OASIS_OAS1_0001_MR1"
 GRID: dict[str, Any] = {"shape": (64, 72, 64), "spacing": 2.8}
 
 
@@ -27,18 +27,9 @@ def make(out: Path, source: Source) -> None:
     standin.note(source.name)
 
 
-ATLAS = "OASIS_OAS1_0001_MR1"
-JOINED = {"CSF": (4,), "gray matter": (1, 2), "white matter": (3,)}  # neurite's four labels, two of them gray
-
-
 def arrange(unpacked: Path, out: Path, source: Source) -> None:
-    """Brains that neurite aligned; the first of them is the atlas."""
-    brains = found(unpacked, "aligned_norm.nii.gz")
-    split = splits_of([path.parent.name for path in brains if path.parent.name != ATLAS])
-    for path in brains:
-        label, name = path.with_name("aligned_seg4.nii.gz"), path.parent.name
-        where = split.get(name, "atlas")
-        write_scan(out, where, name, Place(path), Place(label), structures=JOINED)
+    """Brains that neurite aligned; one of them is the atlas."""
+    write_oasis(unpacked, out, "aligned", atlas=ATLAS)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def make(out: Path, source: Source) -> None:
     standin.note(source.name)
 
 
-BROKEN = "case_020"  # its scans do not fit its masks, so DeepReg leaves it out
+BROKEN = "case_020"  # DeepReg leaves it out: it did not load correctly
 
 
 def arrange(unpacked: Path, out: Path, source: Source) -> None:

@@ -6,9 +6,8 @@ import sys
 from pathlib import Path
 
 from reglib import phantoms
-from reglib.data import Place
 
-from .arranging import found, splits_of, write_scan
+from .arranging import write_oasis
 from .script import SEED, Source, run
 from .standins import StandIn, tissues, write_scans
 
@@ -23,17 +22,9 @@ def make(out: Path, source: Source) -> None:
     standin.note(source.name)
 
 
-JOINED = {"CSF": (4,), "gray matter": (1, 2), "white matter": (3,)}  # neurite's four labels, two of them gray
-
-
 def arrange(unpacked: Path, out: Path, source: Source) -> None:
     """A slice of each subject, with its tissues."""
-    slices = found(unpacked, "slice_norm.nii.gz")
-    split = splits_of([path.parent.name for path in slices])
-    for path in slices:
-        label = path.with_name("slice_seg4.nii.gz")
-        name = path.parent.name
-        write_scan(out, split[name], name, Place(path), Place(label), structures=JOINED)
+    write_oasis(unpacked, out, "slice")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,22 +108,16 @@ def _require_new(out: Path) -> None:
         raise ValueError(f"{out} is there already; remove it, or choose another with --out.")
 
 
-class _whole:
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
     """A folder that takes the place of `out` once all is in it; nothing is left of one that is not finished."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-
-    def __enter__(self) -> Path:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.", suffix=".partial", dir=self.out.parent))
-        return self.folder
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            if self.out.is_dir():
-                self.out.rmdir()
-            self.folder.chmod(0o755)
-            self.folder.replace(self.out)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield folder
+        if out.is_dir():
+            out.rmdir()
+        folder.chmod(0o755)
+        folder.replace(out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

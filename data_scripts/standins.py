@@ -24,8 +24,8 @@ from reglib.phantoms import Pair, Subject
 from reglib.phantoms.maps import ddf_of
 
 POINTS = 40  # landmarks of a scan
-NOTE = """This is a stand-in: made on {what} by reglib.phantoms, it has the layout, the names and the labels of the data
-set {name}, and none of its data. What is true of it is in the folder truth.
+NOTE = """This is a stand-in: made on the spot by reglib.phantoms, it has the layout, the names and the labels of the
+data set {name}, and none of its data. What is true of it is in the folder truth.
 """
 
 
@@ -66,9 +66,8 @@ class StandIn:
 
     def note(self, name: str) -> None:
         """Say in the folder what it is."""
-        text = NOTE.format(what="the spot", name=name)
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "STANDIN.txt").write_text(text, encoding="utf-8")
+        (self.out / "STANDIN.txt").write_text(NOTE.format(name=name), encoding="utf-8")
 
     def _scan(
         self, split: str, role: str, name: str, image: Tensor, labels: Tensor, grid: Grid, points: Tensor

@@ -404,3 +404,23 @@ def test_shapes_draw_on_any_grid_without_a_header():
     image = letter_f((16, 13))
     grid = Grid((16, 13), affine(np.diag([0.8, 2.5]), (3.0, 4.0)))
     assert tuple(image.shape[2:]) == grid.shape
+
+
+# -- bodies ----------------------------------------------------------------------
+def test_a_breath_moves_the_base_of_the_lungs_and_leaves_their_tops():
+    """From full to empty the diaphragm rises, so that less of the lungs is left."""
+    pair = phantoms.thorax_pair(seed=2, depth_mm=22.0)
+    x = pair.truth.fixed_points[0]
+    move = (pair.truth.moving_points[0] - x)[:, 2].abs()  # up or down
+    height = x[:, 2]
+    base, top = move[height < height.quantile(0.2)].mean(), move[height > height.quantile(0.8)].mean()
+    assert base > 12 > 2 * top, (base, top)
+    assert (pair.moving_labels > 0).sum() < 0.95 * (pair.fixed_labels > 0).sum()
+    assert float(pair.truth.jacobian_determinant.min()) > 0
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_gland_grows_from_visit_to_visit(seed):
+    (cohort,) = phantoms.longitudinal_masks(1, 3, seed=seed)
+    sizes = [int(subject.labels.sum()) for subject in cohort.subjects]
+    assert sizes[0] < sizes[1] < sizes[2]

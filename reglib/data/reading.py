@@ -20,6 +20,7 @@ from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from .. import field, filters, io
+from ..doctor import SAME_PLACE_VOXELS
 from ..doctor import read as read_file
 from ..grid import Grid, GridMismatchError, reorient
 from .records import HDF5, Place, Record
@@ -236,7 +237,7 @@ def read_points(place: Place, d: int) -> Float64[Tensor, "n d"]:
 
 
 def _require_same(place: Place, own: Grid, grid: Grid) -> None:
-    if own.shape != grid.shape or not own.is_close(grid, tolerance=0.1 * min(grid.spacing)):
+    if own.shape != grid.shape or not own.is_close(grid, tolerance=SAME_PLACE_VOXELS * min(grid.spacing)):
         why = "another header" if own.shape == grid.shape else f"{own.shape} voxels, not {grid.shape}"
         raise GridMismatchError(
             f"{place}: a label must be on its image's grid; it has {why}; resample it by nearest neighbor."

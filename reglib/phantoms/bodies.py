@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..grid import Axes, Grid
-from .maps import Cohort, Pair, SmoothMap, Subject, Truth, random_map
+from .maps import Cohort, Pair, SmoothMap, Subject, random_map
 from .scanners import AIR_HU, ct, mri, ultrasound
 
 Vector = Sequence[float]
@@ -234,7 +235,8 @@ def prostate_pairs(
         value, label = drawn(scene, seen[0], mr_grid)
         moving = Subject(mri(rng, value, mr_grid, noise=0.02, bias=0.15, contrast=0.2), label, mr_grid, seen[0])
         value, label = drawn(scene, seen[1], us_grid)
-        pairs.append(_pair(Subject(ultrasound(rng, value, us_grid), label, us_grid, seen[1]), moving, seed))
+        fixed = Subject(ultrasound(rng, value, us_grid), label, us_grid, seen[1])
+        pairs.append(Cohort((fixed, moving), seed).pair(0, 1))
     return pairs
 
 
@@ -330,7 +332,6 @@ def cardiac_cohort(
 
 
 # -- chest --------------------------------------------------------------------------------------------------------
-LUNG_LABELS = ("lungs",)
 
 
 @lru_cache(maxsize=1)
@@ -380,7 +381,7 @@ def _across(way: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def breath(rng: np.random.Generator, depth_mm: float) -> SmoothMap:
-    """What breathing out does, fixed to moving: the base of the lungs rises by about `depth_mm`, the top stays."""
+    """What breathing out does, fixed to moving: the base of the lungs rises by about `depth_mm`, the top little."""
     smooth = random_map(rng, (0.0,) * 3, 0.12 * depth_mm, half_period_mm=340.0, relative=0.05)
     coefficients = smooth.coefficients.clone()
     coefficients[2, 0, 0, 0] -= depth_mm / 2  # v_z = -depth (1 + cos t_z) / 2, t_z from 0 below to pi above
@@ -415,15 +416,9 @@ def thorax_cohorts(
     return cohorts
 
 
-def thorax_pair(seed: int = 0, **more: object) -> Pair:
+def thorax_pair(seed: int = 0, **more: Any) -> Pair:
     """A chest breathed in (fixed) and out (moving); arguments as for `thorax_cohorts`."""
-    return thorax_cohorts(1, seed=seed, **more)[0].pair(0, 1)  # type: ignore[arg-type]
-
-
-# -- brain, by two scanners ---------------------------------------------------------------------------------------
-def _pair(fixed: Subject, moving: Subject, seed: int) -> Pair:
-    truth = Truth(fixed, moving, seed=seed)
-    return Pair(fixed.image, moving.image, fixed.labels, moving.labels, fixed.grid, moving.grid, truth)
+    return thorax_cohorts(1, seed=seed, **more)[0].pair(0, 1)
 
 
 # -- digits -------------------------------------------------------------------------------------------------------
