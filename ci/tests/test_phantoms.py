@@ -414,7 +414,8 @@ def test_a_breath_moves_the_base_of_the_lungs_and_leaves_their_tops():
     move = (pair.truth.moving_points[0] - x)[:, 2].abs()  # up or down
     height = x[:, 2]
     base, top = move[height < height.quantile(0.2)].mean(), move[height > height.quantile(0.8)].mean()
-    assert base > 12 > 2 * top, (base, top)
+    assert base > 15
+    assert base > 2 * top
     assert (pair.moving_labels > 0).sum() < 0.95 * (pair.fixed_labels > 0).sum()
     assert float(pair.truth.jacobian_determinant.min()) > 0
 
