@@ -53,12 +53,13 @@ class SmoothMap:
         return log_det + torch.linalg.det(self.matrix[:-1, :-1]).log()
 
     def _flow(self, points: Tensor, sign: float, *, with_divergence: bool = False) -> tuple[Tensor, Tensor]:
-        parts = [self._runge_kutta(chunk, sign, with_divergence) for chunk in points.split(CHUNK)]
-        return torch.cat([p for p, _ in parts]), torch.cat([g for _, g in parts])
+        chunks = [chunk.T.contiguous() for chunk in points.split(CHUNK)]  # (d, n): each coordinate in one piece
+        parts = [self._runge_kutta(x, sign, with_divergence) for x in chunks]
+        return torch.cat([x for x, _ in parts], dim=1).T.contiguous(), torch.cat([growth for _, growth in parts])
 
     def _runge_kutta(self, x: Tensor, sign: float, with_divergence: bool) -> tuple[Tensor, Tensor]:
         h = sign / RK4_STEPS
-        growth = x.new_zeros(len(x))
+        growth = x.new_zeros(x.shape[1])
         for _ in range(RK4_STEPS):
             k1, g1 = self._velocity(x, with_divergence)
             k2, g2 = self._velocity(x + h / 2 * k1, with_divergence)
@@ -69,37 +70,39 @@ class SmoothMap:
         return x, growth
 
     def _velocity(self, x: Tensor, with_divergence: bool) -> tuple[Tensor, Tensor]:
-        """v (n, d) and, if asked, its divergence (n,)."""
-        d = x.shape[1]
-        angle = math.pi * ((x - torch.tensor(self.center)) / self.half_period_mm + 0.5)
-        tables = [_cosines(angle[:, k]) for k in range(d)]  # (n, m) each
+        """v (d, n) at x (d, n) and, if asked, its divergence (n,)."""
+        center = torch.tensor(self.center, dtype=x.dtype)[:, None]
+        angle = math.pi * ((x - center) / self.half_period_mm + 0.5)
+        tables = list(_cosines(angle).unbind(1))
         velocity = _series(tables, self.coefficients)
         if not with_divergence:
             return velocity, x.new_zeros(())
-        divergence = x.new_zeros(len(x))
-        order = torch.arange(MODES)
-        for k in range(d):
-            slope = -torch.sin(angle[:, k : k + 1] * order) * order * (math.pi / self.half_period_mm)
-            divergence += _series([*tables[:k], slope, *tables[k + 1 :]], self.coefficients[k : k + 1])[:, 0]
+        divergence = x.new_zeros(x.shape[1])
+        order = torch.arange(MODES)[:, None]
+        for k in range(len(x)):
+            slope = -torch.sin(angle[k] * order) * order * (math.pi / self.half_period_mm)
+            divergence += _series([*tables[:k], slope, *tables[k + 1 :]], self.coefficients[k : k + 1])[0]
         return velocity, divergence
 
 
 def _cosines(angle: Tensor) -> Tensor:
-    """cos(a t) for a = 0, 1, .. by the recurrence of Chebyshev: (n,) to (n, m)."""
-    columns = [torch.ones_like(angle), angle.cos()]
-    while len(columns) < MODES:
-        columns.append(2 * columns[1] * columns[-1] - columns[-2])
-    return torch.stack(columns, dim=1)
+    """cos(a t) for a = 0, 1, .. by the recurrence of Chebyshev: (d, n) to (m, d, n)."""
+    rows = angle.new_empty(MODES, *angle.shape)
+    rows[0] = 1
+    torch.cos(angle, out=rows[1])
+    for a in range(2, MODES):
+        torch.mul(rows[1], 2, out=rows[a]).mul_(rows[a - 1]).sub_(rows[a - 2])
+    return rows
 
 
 def _series(tables: list[Tensor], coefficients: Tensor) -> Tensor:
-    """sum over modes of c_k,ab.. X_a Y_b ..: (n, m) tables and (k, m, ..) coefficients to (n, k)."""
-    head = tables[0]
-    for table in tables[1:-1]:
-        head = (head[:, :, None] * table[:, None, :]).flatten(1)  # (n, m^(d-1))
+    """sum over modes of c_k,ab.. X_a Y_b ..: (m, n) tables and (k, m, ..) coefficients to (k, n)."""
+    tail = tables[1]
+    for table in tables[2:]:
+        tail = (tail[:, None] * table).flatten(0, 1)  # (m^(d-1), n)
     count = coefficients.shape[0]
-    mixed = head @ coefficients.flatten(1, -2).movedim(0, 1).flatten(1)  # (n, k * m)
-    return (mixed.reshape(len(head), count, MODES) * tables[-1][:, None, :]).sum(-1)
+    mixed = coefficients.reshape(count * MODES, -1) @ tail  # (k * m, n)
+    return (mixed.reshape(count, MODES, -1) * tables[0]).sum(1)
 
 
 def random_map(
@@ -123,8 +126,8 @@ def random_map(
     raw = torch.from_numpy(rng.standard_normal((d, *decay.shape)) * decay)
     smooth = SmoothMap(raw, torch.eye(d + 1, dtype=torch.float64), center, half_period_mm)
     reach = 0.35 * half_period_mm
-    radii = torch.from_numpy(rng.uniform(-reach, reach, (2000, d)))
-    speed = smooth._velocity(radii + torch.tensor(center), False)[0].norm(dim=1).mean()
+    around = torch.from_numpy(rng.uniform(-reach, reach, (2000, d))) + torch.tensor(center)
+    speed = smooth._velocity(around.T.contiguous(), False)[0].norm(dim=0).mean()
     relative = strength_mm / 5 if relative is None else relative
     matrix = random_affine(rng, center, relative)
     return SmoothMap(raw * (strength_mm / speed), matrix, center, half_period_mm)
