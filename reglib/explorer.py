@@ -50,7 +50,8 @@ def encode(image: Image, *, colors: int | None = None) -> bytes:
     from PIL import Image
 
     if colors is not None:
-        image = image.quantize(colors=colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        # The median cut is after many pixels of a color and mixes thin lines with gray; this one is after all colors.
+        image = image.quantize(colors=colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=colors is not None)
     return buffer.getvalue()

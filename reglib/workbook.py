@@ -64,7 +64,10 @@ def _of_pair(name: str, meaning: str) -> Any:
 
 @dataclass
 class Run:
-    """What `start` derives from the parameters. The images are made when they are first asked for."""
+    """What `start` derives from the parameters. The images are made when they are first asked for.
+
+    Attributes: folder: the reader's own data set, if one was named.
+    """
 
     profile: str
     seed: int
@@ -72,6 +75,7 @@ class Run:
     out: Path
     data: str
     own: ImagePair | None
+    folder: Path | None = None
 
     fixed = _of_pair("fixed", "The fixed image, (1, 1, *s) in [0, 1], on `grid`.")
     moving = _of_pair("moving", "The moving image, (1, 1, *t) in [0, 1], on `moving_grid`.")
@@ -121,12 +125,14 @@ def start(
     fixed: str | Path = "",
     moving: str | Path = "",
     data: str = "brain",
+    folder: str | Path = "",
 ) -> Run:
     """Seed everything, choose the device, make the output folder, and derive the rest from the parameters.
 
     Args:
-        out, fixed, moving: relative paths start at the folder that holds pyproject.toml.
+        out, fixed, moving, folder: relative paths start at the folder that holds pyproject.toml.
         data: the bundled pair, made when it is first asked for; `fixed` and `moving` replace it.
+        folder: the reader's own data set, for chapters that are about many scans.
 
     Raises: ValueError in one sentence for a parameter that is not known or a pair that does not fit.
     """
@@ -143,13 +149,13 @@ def start(
     torch.manual_seed(seed)
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     root = repository_root()
-    folder = _as_seen_from_here(root / Path(out).expanduser(), root)
+    written = _as_seen_from_here(root / Path(out).expanduser(), root)
     try:
-        _write_atomically(folder / "checks.json", b"[]\n")
+        _write_atomically(written / "checks.json", b"[]\n")
     except OSError as error:
         raise ValueError(f"OUT_DIR must be a folder that can be written; got {out}: {error.strerror}.") from error
     own = _own_pair(root, fixed, moving)
-    run = Run(profile, seed, torch.device(chosen), folder, data, own)
+    run = Run(profile, seed, torch.device(chosen), written, data, own, _own_folder(root, folder))
     _runs[:] = [run]
     print(f"workbook ready: profile {profile}, seed {seed}, {chosen}")
     return run
@@ -186,6 +192,16 @@ def _own_pair(root: Path, fixed: str | Path, moving: str | Path) -> ImagePair | 
             f"{m.ndim - 2}-D {tuple(m.shape[2:])}. Take a slice of the larger one first."
         )
     return ImagePair(f, m, f_grid, m_grid)
+
+
+def _own_folder(root: Path, folder: str | Path) -> Path | None:
+    if not str(folder):
+        return None
+    path = root / Path(folder).expanduser()
+    if not path.is_dir():
+        what = "a file" if path.exists() else "not there"
+        raise ValueError(f"FOLDER must be the folder of a data set, or empty for a stand-in; {folder} is {what}.")
+    return _as_seen_from_here(path, root)
 
 
 def _own_image(path: Path) -> tuple[Tensor, Grid]:

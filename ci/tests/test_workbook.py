@@ -52,6 +52,17 @@ def pixels(png):
 
 
 # -- start ----------------------------------------------------------------------------------------------------
+def test_a_folder_of_the_readers_own(reader):
+    assert workbook.start(**START).folder is None
+    (reader / "scans").mkdir()
+    run = workbook.start(**START, folder="scans")
+    assert run.folder == Path("scans")
+    (reader / "file").touch()
+    for name, words in (("file", "is a file"), ("nowhere", "is not there")):
+        with pytest.raises(ValueError, match=f"FOLDER must be the folder of a data set.*{name} {words}"):
+            workbook.start(**START, folder=name)
+
+
 def test_start_prints_one_constant_line_and_makes_its_folder(reader, capsys):
     run = workbook.start(**START)
     assert capsys.readouterr().out == "workbook ready: profile smoke, seed 0, cpu\n"

@@ -303,7 +303,8 @@ def _shared_groups(everyone: dict[str, list[_Facts]]) -> Iterator[str]:
 def _line(split: str, kind: Kind, rows: Sequence[Row]) -> str:
     labeled = sum(row.labels is not None for row in rows)
     groups = len({row.group for row in rows})
-    count = f"{len(rows) // 2} pairs" if kind == "paired" else f"{len(rows)} scans"
+    number, thing = (len(rows) // 2, "pair") if kind == "paired" else (len(rows), "scan")
+    count = f"{number} {thing}{'' if number == 1 else 's'}"
     more = f" in {groups} group{'s' if groups > 1 else ''}" if kind == "grouped" else ""
     return f"{split + ': ' if split else ''}{kind}, {count}{more}, {labeled} of {len(rows)} with labels"
 
@@ -324,7 +325,13 @@ def _cells(row: Row) -> tuple[str, ...]:
         " x ".join(map(str, row.shape)) if row.shape else "unreadable",
         " x ".join(f"{s:.3g}" for s in row.spacing) if row.spacing else "",
         row.orientation or "",
-        f"{row.low:.4g} to {row.high:.4g}" if row.low is not None else "",
+        _range(row.low, row.high),
         str(row.labels) if row.labels is not None else "",
         str(row.points) if row.points is not None else "",
     )
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ""
+    return f"{low + 0.0:.4g} to {high + 0.0:.4g}"  # no minus before zero

@@ -119,7 +119,8 @@ def find(
     joined = {name: tuple(one for part in parts for one in getattr(part, name)) for name in lists}
     found = Found(one, **joined)
     if strict and found.faults:
-        more = f" There are {len(found.faults) - 1} more faults; data.inspect lists them." if found.faults[1:] else ""
+        others = len(found.faults) - 1
+        more = f" {others} more fault{'s' if others > 1 else ''}: data.inspect lists all." if others else ""
         raise ValueError(found.faults[0] + more)
     if not found.records and strict:
         raise ValueError(

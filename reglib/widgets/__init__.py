@@ -4,6 +4,7 @@ A view returns `(render, controls)`: `render(state) -> Figure` is pure, `control
 that `workbook.explore(*view)` is a widget for a reader, a sweep in CI and a strip of pictures in print.
 """
 
+from .batches import augmentation_dial, contact_sheet, header_dial, pair_dial, scale_dial
 from .bending import (
     Bend,
     bend_gallery,
@@ -146,6 +147,7 @@ __all__ = [
     "View",
     "across_and_along",
     "added_or_flowed",
+    "augmentation_dial",
     "axis_ruler",
     "bars_mm",
     "bend_gallery",
@@ -157,6 +159,7 @@ __all__ = [
     "capture_map",
     "capture_range",
     "closest_trap",
+    "contact_sheet",
     "contrast_dial",
     "control_spacing",
     "corner_error_mm",
@@ -179,6 +182,7 @@ __all__ = [
     "grid_prices",
     "half_resolution",
     "half_voxel",
+    "header_dial",
     "hidden_swirl",
     "in_a_row",
     "in_world",
@@ -195,6 +199,7 @@ __all__ = [
     "one_control_point",
     "overlap_dial",
     "overlays",
+    "pair_dial",
     "paired_bars",
     "penalties",
     "pose_ddf",
@@ -209,6 +214,7 @@ __all__ = [
     "repair",
     "resize_ruler",
     "ridge_walk",
+    "scale_dial",
     "score_table",
     "sigma_curves",
     "similarity_dial",

@@ -1,0 +1,201 @@
+"""What reaches a network: the scans of a folder, the pairs of an epoch, headers that lie, pairs bent at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .. import plot
+from ..field import Grids, resample, warp
+from ..grid import Grid
+from ..plot import canvas
+from ..plot.planes import Plane, plane_of
+from .controls import Choice, Control, Slider, Toggle
+from .paper import CHART_IN, chart_beside
+from .views import State, View
+
+Item = Mapping[str, Any]  # a pair as `reglib.data` gives it
+COLUMNS = 4  # scans side by side
+BINS = 50  # of a histogram
+DRAWS = 8  # of an augmentation, to choose from
+
+
+@runtime_checkable
+class ScanLike(Protocol):
+    """A scan as `reglib.data` reads it: (1, *s), where its voxels are, and (k, *s) masks or none."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def image(self) -> Tensor: ...
+    @property
+    def grid(self) -> Grid: ...
+    @property
+    def label(self) -> Tensor | None: ...
+
+
+def contact_sheet(scans: Sequence[ScanLike]) -> Figure:
+    """The middle axial slice of each scan in its own mm, with its structures outlined, all at one scale."""
+    if not scans:
+        raise ValueError("give at least one scan; got none.")
+    planes = [plane_of(scan.image[None], scan.grid) for scan in scans]
+    slots = [canvas.slot(at, scan.name) for at, scan in zip(planes, scans, strict=True)]
+    figure, panels = canvas.panels([slots[k : k + COLUMNS] for k in range(0, len(slots), COLUMNS)])
+    for panel, at, scan in zip(panels, planes, scans, strict=True):
+        canvas.gray(panel, at, at.cut(scan.image[None]), plot.window(scan.image[None]))
+        if scan.label is not None:
+            canvas.outlines(panel, at, _numbered(scan.label))
+    return figure
+
+
+def _numbered(masks: Tensor, first: int = 1) -> Tensor:
+    """Masks (k, *s) as a label map (1, 1, *s): the last one wins, the first has the number `first`."""
+    labels = torch.zeros(1, 1, *masks.shape[1:], dtype=torch.int64)
+    for k, mask in enumerate(masks):
+        labels[0, 0][mask > 0.5] = first + k
+    return labels
+
+
+def pair_dial(draw: Callable[[int, int], Item], *, epochs: int, pairs: int, structures: Sequence[str] = ()) -> View:
+    """Choose an epoch and one of its pairs: both scans, each in its own mm, with the labels that were drawn.
+
+    Args:
+        draw: gives the item of (epoch, k), both from 0, as `dataset[epoch, k]` does.
+        structures: names of the labels, to be written where one is drawn.
+    """
+
+    def render(state: State) -> Figure:
+        item = draw(int(state["epoch"]) - 1, int(state["pair"]) - 1)
+        sides = [(role, _middle_of(item, role)) for role in ("moving", "fixed")]
+        colors = {"moving": canvas.MOVING_COLOR, "fixed": canvas.FIXED_COLOR}
+        slots = [canvas.slot(at, item[f"{role}_name"], color=colors[role]) for role, at in sides]
+        figure, panels = canvas.panels([slots])
+        index = item["label_index"]
+        for panel, (role, at) in zip(panels, sides, strict=True):
+            image = item[role][None]
+            canvas.gray(panel, at, at.cut(image), plot.window(image))
+            if f"{role}_label" in item:
+                canvas.outlines(panel, at, _numbered(item[f"{role}_label"], first=max(index, 0) + 1))
+            named = f": {structures[index]}" if 0 <= index < len(structures) else f": label {index + 1}"
+            canvas.note(panel, role + (named if index >= 0 else ""))
+        return figure
+
+    return render, {"epoch": Slider(1, epochs, 1), "pair": Slider(1, pairs, 1)}
+
+
+def _middle_of(item: Item, role: str) -> Plane:
+    """The slice through the middle of the structure that was drawn, or of the scan."""
+    masks = item.get(f"{role}_label")
+    seen = item[role][None] if masks is None or not bool((masks > 0).any()) else masks[None]
+    return plane_of(seen, item[f"{role}_grid"])
+
+
+def header_dial(
+    scans: Mapping[str, tuple[Float[Tensor, "1 1 *s"], Grid]], reference: Float[Tensor, "1 1 *s"], grid: Grid
+) -> View:
+    """Choose a scan: its array as it lies in memory, and where its header puts it, over a reference.
+
+    Args: scans: of one subject, by name; `reference` on `grid` is where the subject truly is.
+    """
+    if not scans:
+        raise ValueError("give at least one scan; got none.")
+    at, shown = plane_of(reference, grid), plot.window(reference)
+
+    def render(state: State) -> Figure:
+        image, own = scans[state["scan"]]
+        raw = plane_of(image, Grid(image.shape[2:]))
+        slots = [_by_index(raw), canvas.slot(at, "where the header puts it")]
+        figure, panels = canvas.panels([slots])
+        canvas.gray(panels[0], raw, raw.cut(image), plot.window(image), sharp=True)
+        there = resample(image, own, grid, padding="zeros")
+        light = canvas.scaled(at.cut(reference), shown), canvas.scaled(at.cut(there), plot.window(image))
+        canvas.blended(panels[1], at, *light)
+        canvas.name_both(panels[1], "subject", "as read")
+        size = " x ".join(f"{s:.2g}" for s in own.spacing)
+        canvas.note(panels[0], f"{own.orientation}, {size} mm")
+        return figure
+
+    return render, {"scan": Choice((*scans,), next(iter(scans)))}
+
+
+def _by_index(at: Plane) -> canvas.Slot:
+    """Room for an array without a header: the axes count voxels."""
+    labels = (f"axis {at.axes[0]} [voxel]", f"axis {at.axes[1]} [voxel]")
+    return canvas.Slot(at.extent, "the array", labels=labels)
+
+
+def scale_dial(image: Float[Tensor, "1 1 *s"], grid: Grid, scaled: Mapping[str, Float[Tensor, "1 1 *s"]]) -> View:
+    """Choose how intensities are brought to [0, 1]: the picture that a network gets, and where its values lie.
+
+    Args: scaled: the image by each scaling; `image` itself says which slice is shown.
+    """
+    if not scaled:
+        raise ValueError("give at least one scaling; got none.")
+    at = plane_of(image, grid)
+
+    def render(state: State) -> Figure:
+        values = scaled[state["scaling"]]
+        figure, (panel,) = canvas.panels([[canvas.slot(at, state["scaling"], right=CHART_IN)]])
+        canvas.gray(panel, at, at.cut(values), (0.0, 1.0))
+        chart = chart_beside(figure, panel, "values", "intensity, as the network gets it", "voxels")
+        chart.hist(values.flatten().numpy(), bins=BINS, range=(0.0, 1.0), color=canvas.INK)
+        chart.set(yscale="log", xlim=(0.0, 1.0))
+        return figure
+
+    return render, {"scaling": Choice((*scaled,), next(iter(scaled)))}
+
+
+def augmentation_dial(
+    augment: Callable[[dict[str, Any], int], Item], true_ddf: Callable[[Item], Float[Tensor, "1 d *s"]]
+) -> View:
+    """Bend and shade a pair at random by as much as the sliders say, and see that its truth went along.
+
+    Right, the moving image as the true map of the changed pair warps it, under the fixed outlines.
+
+    Args:
+        augment: gives the item for settings of a `reglib.data.Augmentation` and the number of the draw.
+        true_ddf: gives the true map of such an item.
+    """
+    controls: dict[str, Control] = {
+        "angle_deg": Slider(0.0, 40.0, 15.0, step=5.0, unit="degrees"),
+        "field_mm": Slider(0.0, 8.0, 4.0, step=0.5, unit="mm"),
+        "gamma": Slider(0.0, 1.0, 0.0, step=0.1),
+        "bias": Slider(0.0, 1.0, 0.0, step=0.1),
+        "noise": Slider(0.0, 0.3, 0.0, step=0.05),
+        "invert": Toggle(),
+        "same": Toggle(),
+        "draw": Slider(1, DRAWS, 1),
+    }
+
+    def render(state: State) -> Figure:
+        settings = {name: state[name] for name in controls if name != "draw"}
+        settings["invert"] = float(state["invert"])
+        item = augment(settings, int(state["draw"]))
+        at = {role: plane_of(item[role][None], item[f"{role}_grid"]) for role in ("moving", "fixed")}
+        moved = warp(item["moving"][None], true_ddf(item), padding="zeros", **_grids(item))
+        slots = [
+            canvas.slot(at["moving"], "moving", color=canvas.MOVING_COLOR),
+            canvas.slot(at["fixed"], "fixed", color=canvas.FIXED_COLOR),
+            canvas.slot(at["fixed"], "moving, true map", color=canvas.WARPED_COLOR),
+        ]
+        figure, panels = canvas.panels([slots])
+        pictures = (item["moving"][None], item["fixed"][None], moved)
+        for panel, role, image in zip(panels, ("moving", "fixed", "fixed"), pictures, strict=True):
+            canvas.gray(panel, at[role], at[role].cut(image), (0.0, 1.0))
+            if f"{role}_label" in item:
+                canvas.outlines(panel, at[role], _numbered(item[f"{role}_label"]), truth=image is moved)
+        return figure
+
+    return render, controls
+
+
+def _grids(item: Item) -> Grids:
+    return {"moving_grid": item["moving_grid"], "fixed_grid": item["fixed_grid"]}
+
+
+__all__ = ["augmentation_dial", "contact_sheet", "header_dial", "pair_dial", "scale_dial"]
