@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MODES = ("live", "sweep", "static")
 PALETTE = 128  # colors of a stored picture: a third of the bytes
+COLORED = 0.6  # share of them that is not gray, if anything is
+GRAY = 6  # channels that differ by no more are gray
 STRIP_PIXELS = 1100  # widest stored strip
 LABEL_PIXELS = 30  # above each picture of a strip
 
@@ -47,14 +49,38 @@ def draw(figure: Figure) -> Image:
 
 def encode(image: Image, *, colors: int | None = None) -> bytes:
     """PNG bytes, in a palette of so many colors if given."""
-    from PIL import Image
-
     if colors is not None:
-        # The median cut is after many pixels of a color and mixes thin lines with gray; this one is after all colors.
-        image = image.quantize(colors=colors, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        image = _few_colors(image, colors)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=colors is not None)
     return buffer.getvalue()
+
+
+def _few_colors(image: Image, colors: int) -> Image:
+    """The image in a palette of so many colors, in which gray stays gray and a thin line keeps its color.
+
+    A palette by the median cut is after the many pixels of one color and mixes what is rare into gray.
+    """
+    import numpy as np
+    from PIL import Image
+
+    red, green, blue = np.moveaxis(np.asarray(image, dtype=np.int64), -1, 0)
+    codes, where = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+    own = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)  # each color once
+    colored = np.ptp(own, axis=1) > GRAY
+    found = np.zeros((0, 3))
+    if colored.any():
+        rare = Image.fromarray(own[colored][None].astype(np.uint8))
+        chosen = rare.quantize(colors=int(COLORED * colors), method=Image.Quantize.MAXCOVERAGE)
+        found = np.reshape(chosen.getpalette() or [], (-1, 3))[: int(COLORED * colors)]
+    grays = colors - len(found)
+    palette = np.concatenate([np.repeat(np.linspace(0, 255, grays).round()[:, None], 3, axis=1), found])
+    index = (own.mean(1) * (grays - 1) / 255).round().astype(np.uint8)
+    for some in np.array_split(np.flatnonzero(colored), 1 + len(own) // 4096):
+        index[some] = np.square(own[some, None] - palette).sum(-1).argmin(1)
+    result = Image.fromarray(index[where].reshape(image.size[::-1]))
+    result.putpalette(palette.astype(np.uint8).tobytes())
+    return result
 
 
 def display_picture(picture: bytes, caption: str) -> None:

@@ -293,7 +293,7 @@ def _described(array: Array) -> dict[str, Any]:
         "shape": list(grid.shape),
         "spacing": [round(s, 6) for s in grid.spacing],
         "orientation": grid.orientation,
-        "range": [round(float(image.min()), 6), round(float(image.max()), 6)],
+        "range": [round(float(end), 6) + 0.0 for end in (image.min(), image.max())],  # no minus before zero
     }
 
 

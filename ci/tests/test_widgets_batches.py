@@ -42,6 +42,10 @@ def test_a_sheet_has_every_scan_in_millimeters_with_its_structures(brains):
     assert len(drawn) == 3
     left, right = figure.axes[0].get_xlim()
     assert right - left == pytest.approx(40 * 4.5)
+    as_array = widgets.contact_sheet(scans, headers=False).axes[0]
+    assert as_array.get_xlim() == (-0.5, 39.5)
+    assert as_array.get_xlabel() == "axis 0 [voxel]"
+    assert not as_array.texts
     with pytest.raises(ValueError, match="at least one scan"):
         widgets.contact_sheet([])
 
@@ -92,7 +96,7 @@ def test_a_header_moves_the_scan_and_leaves_the_array(brains):
     np.testing.assert_array_equal(right[0].images[0].get_array(), wrong[0].images[0].get_array())
     apart = [np.ptp(axes[1].images[0].get_array(), axis=-1).mean() for axes in (right, wrong)]
     assert apart[0] < 0.3 * apart[1]  # where both agree there is no color
-    assert f"{grid.orientation}, 4.5 x 4.5 mm" in {text.get_text() for text in right[0].texts}
+    assert "40 x 48 of 4.5 x 4.5 mm, RA" in {text.get_text() for text in right[0].texts}
     with pytest.raises(ValueError, match="at least one scan"):
         widgets.header_dial({}, image, grid)
 

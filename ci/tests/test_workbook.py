@@ -576,3 +576,18 @@ def test_a_click_moves_the_point_once_and_stays_in_its_box():
     assert len(drawn) == 3
     live.inputs["point"][1].value = 0.5
     assert drawn[-1][1] == 0.5
+
+
+# -- stored pictures ------------------------------------------------------------------------------------------
+def test_stored_pictures_keep_gray_gray_and_thin_lines_their_color():
+    rng = np.random.default_rng(0)
+    picture = np.repeat(rng.integers(0, 256, (200, 300, 1), dtype=np.uint8), 3, axis=2)
+    lines = {10: (255, 204, 0), 50: (25, 195, 255), 90: (255, 92, 154), 130: (255, 0, 255)}
+    for row, color in lines.items():
+        picture[row, :40] = color
+    stored = pixels(explorer.encode(Image.fromarray(picture), colors=explorer.PALETTE)).astype(int)
+    gray = np.ptp(picture.astype(int), axis=-1) == 0
+    assert np.ptp(stored[gray], axis=-1).max() == 0
+    assert np.abs(stored - picture).max() < 4
+    smooth = np.indices((256, 256, 3))[0].astype(np.uint8)
+    assert np.abs(pixels(explorer.encode(Image.fromarray(smooth), colors=128)).astype(int) - smooth).max() <= 1

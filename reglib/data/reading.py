@@ -28,6 +28,7 @@ from .records import HDF5, Place, Record
 MATRIX = "world_from_voxel"  # attribute of our HDF5 data sets; without it 1 mm and identity
 PERCENTILES = (0.5, 99.5)
 DIMENSIONS = (2, 3)
+SAME_LATTICE = 1e-6  # voxels a voxel
 Scale = Literal["minmax", "percentiles", "none"]
 
 
@@ -58,6 +59,9 @@ class Scan:
 
     def back(self, image: Float[Tensor, "c *s"], *, mode: Any = "bilinear") -> Float[Tensor, "c *t"]:
         """Something on this scan's grid at the voxels of its file again: exact where only padded or reoriented."""
+        steps = self.grid.voxel_from_world @ self.stored.world_from_voxel
+        if float((steps - steps.round()).abs().max()) < SAME_LATTICE:
+            mode = "nearest"  # every voxel of the file is one of this grid's: nothing to interpolate, nothing to round
         return field.resample(image[None], self.grid, self.stored, mode=mode)[0]
 
 

@@ -17,7 +17,7 @@ from ..plot import canvas
 from ..plot.planes import Plane, plane_of
 from .controls import Choice, Control, Slider, Toggle
 from .paper import CHART_IN, chart_beside
-from .views import State, View
+from .views import State, View, moved, through
 
 Item = Mapping[str, Any]  # a pair as `reglib.data` gives it
 COLUMNS = 4  # scans side by side
@@ -39,18 +39,29 @@ class ScanLike(Protocol):
     def label(self) -> Tensor | None: ...
 
 
-def contact_sheet(scans: Sequence[ScanLike]) -> Figure:
-    """The middle axial slice of each scan in its own mm, with its structures outlined, all at one scale."""
+def contact_sheet(scans: Sequence[ScanLike], *, headers: bool = True) -> Figure:
+    """The middle axial slice of each scan with its structures outlined, all at one scale.
+
+    Args: headers: draw each in its own mm; otherwise as a network sees it, an array whose axes count voxels.
+    """
     if not scans:
         raise ValueError("give at least one scan; got none.")
-    planes = [plane_of(scan.image[None], scan.grid) for scan in scans]
-    slots = [canvas.slot(at, scan.name) for at, scan in zip(planes, scans, strict=True)]
+    grids = [scan.grid if headers else Grid(scan.image.shape[1:]) for scan in scans]
+    planes = [plane_of(scan.image[None], grid) for scan, grid in zip(scans, grids, strict=True)]
+    room = canvas.slot if headers else _by_index
+    slots = [room(at, scan.name) for at, scan in zip(planes, scans, strict=True)]
     figure, panels = canvas.panels([slots[k : k + COLUMNS] for k in range(0, len(slots), COLUMNS)])
     for panel, at, scan in zip(panels, planes, scans, strict=True):
         canvas.gray(panel, at, at.cut(scan.image[None]), plot.window(scan.image[None]))
         if scan.label is not None:
             canvas.outlines(panel, at, _numbered(scan.label))
     return figure
+
+
+def _by_index(at: Plane, title: str) -> canvas.Slot:
+    """Room for an array without a header: no letters, and axes that count voxels."""
+    labels = (f"axis {at.axes[0]} [voxel]", f"axis {at.axes[1]} [voxel]")
+    return canvas.Slot(at.extent, title, labels=labels)
 
 
 def _numbered(masks: Tensor, first: int = 1) -> Tensor:
@@ -104,29 +115,26 @@ def header_dial(
     """
     if not scans:
         raise ValueError("give at least one scan; got none.")
-    at, shown = plane_of(reference, grid), plot.window(reference)
+    first, shown = plane_of(reference, grid), plot.window(reference)
+    width = first.extent[1] - first.extent[0]
 
     def render(state: State) -> Figure:
-        image, own = scans[state["scan"]]
-        raw = plane_of(image, Grid(image.shape[2:]))
-        slots = [_by_index(raw), canvas.slot(at, "where the header puts it")]
+        at, (image, own) = moved(first, state), scans[state["scan"]]
+        size = image.shape[2:]
+        raw = plane_of(image, Grid.centered(size, width / max(size[:2])))  # as wide as the other picture
+        slots = [canvas.Slot(raw.extent, "the array"), canvas.slot(at, canvas.titled("by its header", at))]
         figure, panels = canvas.panels([slots])
+        panels[0].set(xticks=[])
         canvas.gray(panels[0], raw, raw.cut(image), plot.window(image), sharp=True)
         there = resample(image, own, grid, padding="zeros")
         light = canvas.scaled(at.cut(reference), shown), canvas.scaled(at.cut(there), plot.window(image))
         canvas.blended(panels[1], at, *light)
         canvas.name_both(panels[1], "subject", "as read")
-        size = " x ".join(f"{s:.2g}" for s in own.spacing)
-        canvas.note(panels[0], f"{own.orientation}, {size} mm")
+        spacing = " x ".join(f"{s:.2g}" for s in own.spacing)
+        canvas.note(panels[0], f"{' x '.join(map(str, size))} of {spacing} mm, {own.orientation}")
         return figure
 
-    return render, {"scan": Choice((*scans,), next(iter(scans)))}
-
-
-def _by_index(at: Plane) -> canvas.Slot:
-    """Room for an array without a header: the axes count voxels."""
-    labels = (f"axis {at.axes[0]} [voxel]", f"axis {at.axes[1]} [voxel]")
-    return canvas.Slot(at.extent, "the array", labels=labels)
+    return render, {"scan": Choice((*scans,), next(iter(scans))), **through(first)}
 
 
 def scale_dial(image: Float[Tensor, "1 1 *s"], grid: Grid, scaled: Mapping[str, Float[Tensor, "1 1 *s"]]) -> View:

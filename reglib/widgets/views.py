@@ -53,7 +53,7 @@ def _position(frame: Frame, world_axis: int, value: float) -> Slider:
     return Slider(low, high, min(max(value, low), high), step=frame.spacing[frame.axes[world_axis]], unit="mm")
 
 
-def _through(at: Plane) -> dict[str, Control]:
+def through(at: Plane) -> dict[str, Control]:
     """A slider in mm through the slices parallel to this one; none in 2-D."""
     if at.frame.grid.dim == 2:
         return {}
@@ -61,9 +61,9 @@ def _through(at: Plane) -> dict[str, Control]:
     return {f"{'xyz'[world]}_mm": _position(at.frame, world, at.position_mm)}
 
 
-def _moved(at: Plane, state: State) -> Plane:
-    """The slice that the slider of `_through` asks for."""
-    for name in _through(at):
+def moved(at: Plane, state: State) -> Plane:
+    """The slice that the slider of `through` asks for."""
+    for name in through(at):
         return at.moved(state[name])
     return at
 
@@ -81,10 +81,10 @@ def blend(
     controls: dict[str, Control] = {"fade": Slider(0.0, 1.0, 0.5, step=0.05), "mode": Choice(tuple(BLENDS), "overlay")}
     if before is not None:
         controls["before"] = Toggle()
-    controls |= _through(at)
+    controls |= through(at)
 
     def render(state: State) -> Figure:
-        here, early = _moved(at, state), bool(state.get("before", False))
+        here, early = moved(at, state), bool(state.get("before", False))
         other = before if early and before is not None else warped
         f, w = (canvas.scaled(here.cut(x), shown) for x, shown in zip((fixed, other), windows, strict=True))
         right = canvas.BAR_IN if state["mode"] == "difference" else canvas.EDGE_IN
@@ -341,10 +341,10 @@ def voxel_finder(image: Image, grid: Grid) -> View:
     first, shown = plane_of(image, grid), plot.window(image)
     low, high = _corners(first)
     x, y = ((a + b) / 2 + 0.2 * min(s, b - a) for a, b, s in zip(low, high, first.spacing, strict=True))
-    controls: dict[str, Control] = {"point": Click(low, high, (x, y)), **_through(first)}
+    controls: dict[str, Control] = {"point": Click(low, high, (x, y)), **through(first)}
 
     def render(state: State) -> Figure:
-        at = _moved(first, state)
+        at = moved(first, state)
         through = () if grid.dim == 2 else (at.position_mm,)
         voxel = at.frame.voxel([*state["point"], *through])
         nearest = [min(max(round(v), 0), n - 1) for v, n in zip(voxel, grid.shape, strict=True)]
