@@ -84,7 +84,7 @@ def pair_dial(draw: Callable[[int, int], Item], *, epochs: int, pairs: int, stru
         item = draw(int(state["epoch"]) - 1, int(state["pair"]) - 1)
         sides = [(role, _middle_of(item, role)) for role in ("moving", "fixed")]
         colors = {"moving": canvas.MOVING_COLOR, "fixed": canvas.FIXED_COLOR}
-        slots = [canvas.slot(at, item[f"{role}_name"], color=colors[role]) for role, at in sides]
+        slots = [canvas.slot(at, f"{role}: {item[f'{role}_name']}", color=colors[role]) for role, at in sides]
         figure, panels = canvas.panels([slots])
         index = item["label_index"]
         for panel, (role, at) in zip(panels, sides, strict=True):
@@ -92,8 +92,8 @@ def pair_dial(draw: Callable[[int, int], Item], *, epochs: int, pairs: int, stru
             canvas.gray(panel, at, at.cut(image), plot.window(image))
             if f"{role}_label" in item:
                 canvas.outlines(panel, at, _numbered(item[f"{role}_label"], first=max(index, 0) + 1))
-            named = f": {structures[index]}" if 0 <= index < len(structures) else f": label {index + 1}"
-            canvas.note(panel, role + (named if index >= 0 else ""))
+            if index >= 0:
+                canvas.note(panel, structures[index] if index < len(structures) else f"label {index + 1}")
         return figure
 
     return render, {"epoch": Slider(1, epochs, 1), "pair": Slider(1, pairs, 1)}
@@ -170,7 +170,7 @@ def augmentation_dial(
         true_ddf: gives the true map of such an item.
     """
     controls: dict[str, Control] = {
-        "angle_deg": Slider(0.0, 40.0, 15.0, step=5.0, unit="degrees"),
+        "angle_deg": Slider(0.0, 40.0, 15.0, step=5.0, unit="deg"),
         "field_mm": Slider(0.0, 8.0, 4.0, step=0.5, unit="mm"),
         "gamma": Slider(0.0, 1.0, 0.0, step=0.1),
         "bias": Slider(0.0, 1.0, 0.0, step=0.1),
