@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from reglib import io
 from reglib.data import Place, Record, split_by_subject
 from reglib.data.reading import read_image, read_label
+from reglib.grid import Grid
 
 SPLITS = ("train", "valid", "test")
 TISSUES = {"CSF": (4,), "gray matter": (1, 2), "white matter": (3,)}  # of neurite's four labels, two of them gray
@@ -43,13 +45,18 @@ def write_scan(
     *,
     role: str = "",
     structures: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+    points: Callable[[Grid], Tensor] | None = None,
 ) -> None:
     """A scan in a split, its label one structure a channel.
 
-    Args: structures: labels of a map that become channels; or, by its name, the labels that are joined in one.
+    Args:
+        structures: labels of a map that become channels; or, by its name, the labels that are joined in one.
+        points: gives its landmarks (n, d), RAS+ mm, from its grid.
     """
     values, grid = read_image(image)
     io.save_image(out / split / f"{role}images" / f"{name}.nii.gz", values[None], grid)
+    if points is not None:
+        io.save_points(out / split / f"{role}points" / f"{name}.csv", points(grid)[None])
     if label is None:
         return
     if isinstance(structures, Mapping):

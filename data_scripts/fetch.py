@@ -33,8 +33,22 @@ def fetch(source: Source, unpacked: Path, archives: Path, *, timeout_s: float = 
     """
     require_room(archives, source.bytes)
     for entry in source.files:
-        file = download(entry["url"], archives, checksum=entry["checksum"], timeout_s=timeout_s)
-        unpack(file, unpacked)
+        folder = entry.get("folder", "")
+        file = download(entry["url"], archives / folder, checksum=entry["checksum"], timeout_s=timeout_s)
+        unpack(file, unpacked / folder)
+
+
+def gather(archives: Path, unpacked: Path) -> Path:
+    """The folder of files that were downloaded by hand: as they lie, or unpacked to `unpacked` if they are archives.
+
+    Raises: ValueError if there is none, or as `unpack`.
+    """
+    if not archives.is_dir() or not any(archives.iterdir()):
+        raise ValueError(f"{archives} must be a folder with what was downloaded; it is empty or not there.")
+    packed = [path for path in sorted(archives.iterdir()) if path.name.lower().endswith(ENDINGS)]
+    for path in packed:
+        unpack(path, unpacked)
+    return unpacked if packed else archives
 
 
 def require_room(folder: Path, size: int) -> None:

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
-from reglib import phantoms
+import numpy as np
+import torch
+from torch import Tensor
 
+from reglib import phantoms
+from reglib.data import Place
+from reglib.grid import Grid
+
+from .arranging import found, splits_of, write_scan
 from .script import SEED, Source, run
 from .standins import StandIn, write_groups
 
@@ -30,5 +38,20 @@ def make(out: Path, source: Source) -> None:
     standin.note(source.name)
 
 
+def arrange(unpacked: Path, out: Path, source: Source) -> None:
+    """Ten phases of each case, with their landmarks."""
+    phases = found(unpacked, "*/*.mhd")
+    split = splits_of(sorted({phase.parent.name for phase in phases}), (4 / 6, 1 / 6, 1 / 6))
+    for phase in phases:
+        case = phase.parent.name
+        points = partial(landmarks, phase.with_suffix(".pts"))
+        write_scan(out, split[case], f"{case}/phase{phase.stem}", Place(phase), points=points)
+
+
+def landmarks(path: Path, grid: Grid) -> Tensor:
+    """World points (n, 3), RAS+ mm, of a file in the coordinates of ITK, LPS+ mm."""
+    return torch.from_numpy(np.loadtxt(path, ndmin=2)) * torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64)
+
+
 if __name__ == "__main__":
-    sys.exit(run("popi", make))
+    sys.exit(run("popi", make, arrange))

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from reglib import phantoms
+from reglib.data import Place
 
+from .arranging import found, splits_of, write_scan
 from .script import SEED, Source, run
 from .standins import StandIn, write_scans
 
@@ -21,5 +23,15 @@ def make(out: Path, source: Source) -> None:
     standin.note(source.name)
 
 
+def arrange(unpacked: Path, out: Path, source: Source) -> None:
+    """The training part, whose glands are outlined."""
+    labels = found(unpacked, "Case*_segmentation.mhd")
+    names = [label.name.removesuffix("_segmentation.mhd") for label in labels]
+    split = splits_of(names)
+    for name, label in zip(names, labels, strict=True):
+        image = label.with_name(f"{name}.mhd")
+        write_scan(out, split[name], name, Place(image), Place(label), structures=(1,))
+
+
 if __name__ == "__main__":
-    sys.exit(run("promise12", make))
+    sys.exit(run("promise12", make, arrange))

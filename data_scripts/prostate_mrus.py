@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from reglib import phantoms
+from reglib.data import Place
 
+from .arranging import found, splits_of, write_scan
 from .script import SEED, Source, run
 from .standins import StandIn, write_pairs
 
@@ -21,5 +23,17 @@ def make(out: Path, source: Source) -> None:
     standin.note(source.name)
 
 
+def arrange(unpacked: Path, out: Path, source: Source) -> None:
+    """They are in DeepReg's layout already; eight of eleven are for training, two for testing."""
+    images = found(unpacked, "moving_images/*.nii.gz")
+    split = splits_of([image.name for image in images], (8 / 11, 1 / 11, 2 / 11))
+    for image in images:
+        name = image.name.removesuffix(".nii.gz")
+        for role in ("moving_", "fixed_"):
+            theirs = image.parents[1] / f"{role}images" / image.name
+            label = image.parents[1] / f"{role}labels" / image.name
+            write_scan(out, split[image.name], name, Place(theirs), Place(label), role=role)
+
+
 if __name__ == "__main__":
-    sys.exit(run("prostate_mrus", make))
+    sys.exit(run("prostate_mrus", make, arrange))

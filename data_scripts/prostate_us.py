@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 from reglib import phantoms
+from reglib.data import Place
+from reglib.data.records import stem
 
+from .arranging import found, splits_of, write_scan
 from .script import SEED, Source, run
 from .standins import StandIn, write_scans
 
@@ -21,5 +24,13 @@ def make(out: Path, source: Source) -> None:
     standin.note(source.name)
 
 
+def arrange(unpacked: Path, out: Path, source: Source) -> None:
+    """Every volume there is; they have no labels."""
+    images = {stem(path.name): path for path in found(unpacked, "*.nii*")}
+    split = splits_of(list(images))
+    for name, image in images.items():
+        write_scan(out, split[name], name, Place(image))
+
+
 if __name__ == "__main__":
-    sys.exit(run("prostate_us", make))
+    sys.exit(run("prostate_us", make, arrange))

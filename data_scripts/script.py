@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,14 @@ def manifest() -> dict[str, Source]:
 
 def _source(name: str, entry: dict[str, Any]) -> Source:
     labels, files = (tuple(entry.pop(key, ())) for key in ("labels", "files"))
-    return Source(name=name, labels=labels, files=files, **entry)
+    each: dict[str, list[str]] = entry.pop("each", {})
+    named = [dict(zip(each, values, strict=True)) for values in product(*each.values())]
+    return Source(name=name, labels=labels, files=tuple(_filled(f, names) for names in named for f in files), **entry)
+
+
+def _filled(file: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A file whose {name}s are what they stand for."""
+    return {key: value.format(**names) if isinstance(value, str) and names else value for key, value in file.items()}
 
 
 def run(
@@ -93,14 +101,21 @@ def _options(source: Source, words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _get(source: Source, arrange: Any, folder: Path, options: argparse.Namespace) -> None:
-    from .fetch import fetch
+    from .fetch import fetch, gather
 
-    if arrange is None:
+    if arrange is None or (source.manual and options.archives is None):
         how = source.manual or f"download it from {source.page}; putting it into our layout is left to you."
-        raise ValueError(f"{source.title} cannot be got by this script: {how} --make makes a stand-in of its layout.")
+        then = " Then name their folder with --archives." if arrange else ""
+        raise ValueError(
+            f"{source.title} cannot be got by this script: {how}{then} --make makes a stand-in of its layout."
+        )
     with tempfile.TemporaryDirectory(dir=folder.parent) as unpacked:
-        fetch(source, Path(unpacked), options.archives or folder.parent / "archives")
-        arrange(Path(unpacked), folder, source)
+        where = Path(unpacked)
+        if source.manual:
+            where = gather(options.archives, where)
+        else:
+            fetch(source, where, options.archives or folder.parent / "archives")
+        arrange(where, folder, source)
 
 
 def _require_new(out: Path) -> None:

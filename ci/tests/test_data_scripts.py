@@ -164,7 +164,7 @@ def test_nothing_is_overwritten_and_nothing_half_done_is_left(tmp_path, capsys, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
 
 
-@pytest.mark.parametrize("name", ["myops", "promise12", "popi"])
+@pytest.mark.parametrize("name", ["myops", "promise12"])
 def test_what_no_script_may_download_is_said(tmp_path, name, capsys):
     from data_scripts.script import run
 
@@ -267,6 +267,146 @@ def test_mr_and_ultrasound_of_brains(tmp_path):
     assert len(arranged("resect", tmp_path).table) == 16
 
 
+def test_nlsts_pairs_and_keypoints(tmp_path):
+    where = tmp_path / "in" / "NLST"
+    for number in range(1, 11):
+        for role, value in (("0000", number), ("0001", number + 40)):
+            name = f"NLST_{number:04}_{role}"
+            theirs(where / "imagesTr" / f"{name}.nii.gz", value)
+            theirs(where / "masksTr" / f"{name}.nii.gz", value, labels=(1,))
+            (where / "keypointsTr").mkdir(exist_ok=True)
+            (where / "keypointsTr" / f"{name}.csv").write_text(f"{number % 5},2,3\n4,5,{number % 3}\n")
+    table = arranged("nlst", tmp_path).table
+    assert table.groupby("split")["name"].nunique().to_dict() == {"train": 7, "valid": 1, "test": 2}
+    found = data.find(tmp_path / "out" / "train")
+    pair = data.PairedDataset(found, split="test", reading=data.Reading(scale="none"))[0]
+    number = folders.number_of(pair["fixed"])
+    assert folders.number_of(pair["moving"]) == number + 40
+    voxels = pair["fixed_grid"].points(pair["fixed_points"], to="voxel", from_="world")
+    assert voxels.numpy() == pytest.approx(np.array([[number % 5, 2, 3], [4, 5, number % 3]]), abs=1e-5)
+
+
+def meta(path, number, *, labels=()):
+    """The same as a MetaImage."""
+    import SimpleITK
+
+    nifti = path.with_suffix(".nii.gz")
+    theirs(nifti, number, labels=labels)
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(nifti)), str(path))
+    nifti.unlink()
+
+
+def test_promise12s_glands(tmp_path):
+    for number in range(10):
+        for name, labels in ((f"Case{number:02}", ()), (f"Case{number:02}_segmentation", (1,))):
+            meta(tmp_path / "in" / "TrainingData" / f"{name}.mhd", number, labels=labels)
+    found = arranged("promise12", tmp_path)
+    assert len(found.table) == 10
+    scan = data.Reading(scale="none")(data.find(tmp_path / "out" / "train").records[0])
+    assert folders.number_of(scan.image) == int(scan.name.removeprefix("Case"))
+    assert scan.label.sum() == 9
+    assert scan.grid.is_close(folders.GRID, tolerance=1e-3)
+
+
+def test_popis_phases_and_landmarks(tmp_path):
+    for c, case in enumerate(("bl", "ng", "dx", "gt", "mm2", "bh")):
+        for k in range(3):
+            meta(tmp_path / "in" / case / f"{10 * k:02}.mhd", 10 * c + k)
+            (tmp_path / "in" / case / f"{10 * k:02}.pts").write_text(f"{c}\t-7.5\t{k}\n1 2 3\n")
+    table = arranged("popi", tmp_path).table
+    assert table.groupby("split")["group"].nunique().to_dict() == {"train": 4, "valid": 1, "test": 1}
+    for path in (tmp_path / "out").rglob("bl/phase20.csv"):
+        assert io.load_points(path)[0].tolist() == [[0, 7.5, 2], [-1, -2, 3]]  # LPS to RAS
+        break
+    else:
+        pytest.fail("no landmarks were written")
+
+
+def test_popis_files_are_named_once_in_the_manifest():
+    files = SOURCES["popi"].files
+    assert len(files) == 180
+    assert len({file["url"] for file in files}) == 180
+    assert files[0]["url"].endswith("/bl/mhd/00.mhd")
+    assert files[0]["folder"] == "bl"
+
+
+def test_hearts_with_one_label_for_three_sequences(tmp_path):
+    for number in range(101, 121):
+        for k, sequence in enumerate(("C0", "DE", "T2")):
+            theirs(tmp_path / "in" / "train25" / f"myops_training_{number}_{sequence}.nii.gz", 3 * (number - 101) + k)
+        gold = tmp_path / "in" / "train25_gd" / f"myops_training_{number}_gd.nii.gz"
+        theirs(gold, number, labels=(500, 200, 1220, 2221, 600))
+    table = arranged("myops", tmp_path).table
+    assert table.groupby("split")["group"].nunique().to_dict() == {"train": 17, "valid": 1, "test": 2}
+    assert set(table["name"].str.split("/").str[1]) == {"bssfp", "lge", "t2"}
+    scan = data.Reading(scale="none")(data.find(tmp_path / "out" / "valid").records[0])
+    assert scan.label.sum((1, 2, 3)).tolist() == [9, 27, 9]
+
+
+def test_hearts_by_hand_from_the_command_line(tmp_path):
+    """As they are downloaded, in an archive, and without labels."""
+    import zipfile
+
+    for number in range(101, 121):
+        for k, sequence in enumerate(("C0", "DE", "T2")):
+            theirs(tmp_path / "in" / f"{number}_{sequence}.nii.gz", 3 * (number - 101) + k)
+    (tmp_path / "got").mkdir()
+    with zipfile.ZipFile(tmp_path / "got" / "myops.zip", "w") as archive:
+        for path in (tmp_path / "in").iterdir():
+            archive.write(path, path.name)
+    for archives, out in (("got", "a"), ("in", "b")):
+        call = [sys.executable, "-m", "data_scripts.myops", "--archives", tmp_path / archives, "--out", tmp_path / out]
+        done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert data.inspect(tmp_path / out).ok
+    assert len(data.inspect(tmp_path / "a").rows) == 60
+    assert (tmp_path / "got" / "myops.zip").exists()
+    (tmp_path / "empty").mkdir()
+    call[4], call[6] = tmp_path / "empty", tmp_path / "c"
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "it is empty or not there" in done.stderr
+
+
+def test_ultrasound_of_prostates(tmp_path):
+    for number in range(10):
+        theirs(tmp_path / "in" / "dataset_trus3d-master" / f"us{number}.nii.gz", number)
+    table = arranged("prostate_us", tmp_path).table
+    assert table["split"].value_counts().to_dict() == {"train": 7, "valid": 1, "test": 2}
+
+
+def test_mr_and_ultrasound_of_prostates(tmp_path):
+    for number in range(11):
+        where = tmp_path / "in" / "example-data-mrus"
+        for role, value in (("moving", number), ("fixed", number + 40)):
+            theirs(where / f"{role}_images" / f"case{number:06}.nii.gz", value)
+            folders.save_scan(tmp_path / "labels", f"case{number:06}", value, role=f"{role}_", structures=3)
+            (where / f"{role}_labels").mkdir(exist_ok=True)
+            name = f"{role}_labels/case{number:06}.nii.gz"
+            (tmp_path / "labels" / name).rename(where / name)
+    found = arranged("prostate_mrus", tmp_path)
+    assert found.table.groupby("split")["name"].nunique().to_dict() == {"train": 8, "valid": 1, "test": 2}
+
+
+def test_masks_over_the_years(tmp_path):
+    import h5py
+
+    (tmp_path / "in").mkdir()
+    with h5py.File(tmp_path / "in" / "data.h5", "w") as file:
+        for group in range(1, 11):
+            for visit in (1, 2, 10):
+                mask = np.zeros((16, 16, 12), np.uint8)
+                mask[4 : 6 + group % 7, 4 : 9 + visit % 3, 3 : 5 + group // 3] = 1
+                file[f"group-{group}-{visit}"] = mask
+        file["note"] = np.zeros(3)
+    table = arranged("prostate_longitudinal", tmp_path).table
+    assert table.groupby("split")["group"].nunique().to_dict() == {"train": 7, "valid": 1, "test": 2}
+    scan = data.Reading(scale="none")(data.find(tmp_path / "out" / "test").records[0])
+    assert set(scan.label.unique().tolist()) == {0, 1}
+    assert 0.02 < float(scan.image.max()) < 1
+    assert float(scan.image.sum()) == pytest.approx(float(scan.label.sum()), rel=0.3)
+
+
 def test_mnists_bytes(tmp_path):
     labels = np.repeat(np.arange(10, dtype=np.uint8), 12)
     images = np.random.default_rng(0).integers(0, 256, (120, 28, 28)).astype(np.uint8)
@@ -294,7 +434,7 @@ def test_the_commands(tmp_path, capsys):
     assert cli.main(["data", "make", "mnist", "-o", str(tmp_path / "mnist")]) == 0
     assert cli.main(["data", "inspect", str(tmp_path / "mnist")]) == 0
     capsys.readouterr()
-    assert cli.main(["data", "get", "popi", "-o", str(tmp_path / "popi")]) == 2
+    assert cli.main(["data", "get", "myops", "-o", str(tmp_path / "myops")]) == 2
     assert "--make" in capsys.readouterr().err
     assert cli.main(["data", "make", "mnst"]) == 2
     assert "do you mean mnist?" in capsys.readouterr().err
