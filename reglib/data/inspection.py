@@ -179,7 +179,8 @@ def _look_at_label(facts: _Facts, place: Place, grid: Any) -> int | None:
     facts.overlap = float((label.sum(0) > 1 + 1e-4).float().mean())
     empty = [k for k in range(len(label)) if not bool((label[k] > 0).any())]
     if empty:
-        facts.notes.append(f"{place}: channel {shortened(map(str, empty))} is empty, a structure that is not seen.")
+        which, rest = shortened(map(str, empty)), "empty, not seen in this scan."
+        facts.notes.append(f"{place}: channel{f's {which} are' if empty[1:] else f' {which} is'} {rest}")
     return len(label)
 
 
