@@ -97,6 +97,7 @@ ROOMS = {
     "io": {"grid", "field", "doctor"},
     "data": GEOMETRY | {"doctor", "io", "transforms"},
     "optimize": GEOMETRY | {"transforms"},
+    "networks": GEOMETRY,
     "plot": GEOMETRY | {"transforms", "metrics", "optimize"},
     "widgets": GEOMETRY | {"transforms", "metrics", "optimize", "plot"},
     "explorer": {"widgets", "plot"},
