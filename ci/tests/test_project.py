@@ -98,6 +98,7 @@ ROOMS = {
     "data": GEOMETRY | {"doctor", "io", "transforms"},
     "optimize": GEOMETRY | {"transforms"},
     "networks": GEOMETRY,
+    "train": GEOMETRY | {"io", "metrics", "networks"},
     "plot": GEOMETRY | {"transforms", "metrics", "optimize"},
     "widgets": GEOMETRY | {"transforms", "metrics", "optimize", "plot"},
     "explorer": {"widgets", "plot"},
