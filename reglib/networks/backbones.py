@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .blocks import Block, Residual, Up, convolution, layer
+from .blocks import Block, Residual, Up, after_enlargement, convolution, layer
 
 Features = dict[int, Tensor]
 SLOPE = 0.2  # of LeakyReLU below 0, in VoxelMorph
@@ -67,10 +67,11 @@ class VoxelMorphUNet(Backbone):
             x = functional.leaky_relu(each(x), SLOPE, inplace=True)
             skips.append(x)
             x = self.pool(x)
-        for each in self.decoder:
-            x = functional.leaky_relu(each(x), SLOPE, inplace=True)
-            x = torch.cat([functional.interpolate(x, scale_factor=2, mode="nearest"), skips.pop()], dim=1)
-        for each in self.final:
+        first, *later = self.decoder
+        x = functional.leaky_relu(first(x), SLOPE, inplace=True)
+        for each in (*later, self.final[0]):
+            x = functional.leaky_relu(after_enlargement(each, x, skips.pop()), SLOPE, inplace=True)
+        for each in self.final[1:]:
             x = functional.leaky_relu(each(x), SLOPE, inplace=True)
         return {0: x}
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 GROUP = 8  # channels that are normalized together
 MODES = {2: "bilinear", 3: "trilinear"}
+LAYOUT = {2: torch.channels_last, 3: torch.channels_last_3d}  # in memory; convolutions are fastest in it
 
 
 def layer(name: str, dim: int) -> Any:
@@ -84,6 +86,24 @@ def enlarge(x: Tensor, shape: Sequence[int]) -> Tensor:
         return x
     enlarged: Tensor = functional.interpolate(x, list(shape), mode=MODES[x.ndim - 2], align_corners=False)
     return enlarged
+
+
+def after_enlargement(convolution: Any, x: Tensor, skip: Tensor) -> Tensor:
+    """A convolution of kernel 3 of  cat([x, each voxel twice along each axis], skip),  which is never made.
+
+    Of voxels that are all there twice, three neighbors are two voxels: as a transposed convolution of kernel 4 it takes
+    8 products where there were 27, and gives the same numbers.
+    """
+    d, n = x.ndim - 2, x.shape[1]
+    conv = functional.conv2d if d == 2 else functional.conv3d
+    transposed = functional.conv_transpose2d if d == 2 else functional.conv_transpose3d
+    weight = convolution.weight
+    of_pairs = weight[:, :n].transpose(0, 1)
+    for axis in range(2, 2 + d):
+        before, at, after = of_pairs.unbind(axis)
+        of_pairs = torch.stack([after, at + after, before + at, before], axis)
+    beside = conv(skip, weight[:, n:], convolution.bias, padding=1)
+    return beside + transposed(x, of_pairs, stride=2, padding=1)
 
 
 def padded(x: Tensor, multiple: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .. import field, filters
 from ..grid import Grid, require_on_grid
 from .backbones import Backbone, Encoder, UNet, VoxelMorphUNet
-from .blocks import padded
+from .blocks import LAYOUT, padded
 from .heads import AffineHead, Displacement, Label, Output, Velocity
 from .prediction import Prediction
 
@@ -36,6 +36,7 @@ class RegistrationNetwork(nn.Module):
         super().__init__()
         self.dim, self.channels, self.takes_label = dim, channels, takes_label
         self.backbone, self.head = backbone, head
+        self.to(memory_format=LAYOUT[dim])  # type: ignore[call-overload]
 
     def forward(
         self,
@@ -59,7 +60,7 @@ class RegistrationNetwork(nn.Module):
         where = _shared(fixed_grid, len(fixed), "fixed_grid"), _shared(moving_grid, len(fixed), "moving_grid")
         laid = [_laid(x, fixed, *where) for x in (moving, moving_label) if x is not None]
         images = torch.cat([laid[0], fixed, *laid[1:]], dim=1)
-        x = padded(images, self.backbone.multiple)
+        x = padded(images, self.backbone.multiple).contiguous(memory_format=LAYOUT[self.dim])
         prediction: Prediction = self.head(self.backbone(x), x.shape[2:], fixed.shape[2:])
         if prediction.affine is None or not where[0]:
             return prediction
