@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -192,6 +193,58 @@ def doctor(files: Annotated[list[Path], typer.Argument(help="Images to examine."
     raise typer.Exit(0 if all(report.ok for report in reports) else 1)
 
 
+@app.command()
+def train(
+    config: Annotated[list[Path], typer.Option("--config-path", "-c", help="YAML files, merged; the later ones win.")],
+    log_dir: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("logs"),
+    exp_name: Annotated[str, typer.Option("--exp-name", "-n", help="This run; default the time.")] = "",
+    max_epochs: Annotated[int, typer.Option(help="At most so many; -1 for the file's.")] = -1,
+    ckpt_path: Annotated[Path | None, typer.Option("--ckpt-path", "-k", help="A checkpoint to begin from.")] = None,
+    num_workers: Annotated[int, typer.Option(help="Processes that read.")] = 0,
+    module: Annotated[list[str] | None, typer.Option(help="Modules that register losses or networks.")] = None,
+    gpu: Annotated[str | None, typer.Option("--gpu", "-g", help='DeepReg\'s: "" is the CPU.')] = None,
+    device: DeviceOption = Device.auto,
+    threads: Threads = None,
+) -> None:
+    """Train a network as DeepReg's configuration files say; a stopped run of the same name goes on."""
+    from . import config as configuration
+    from . import io
+    from . import train as training
+    from .config.names import load_modules
+
+    _device(Device.cpu if gpu == "" else device, threads)
+    load_modules(module or [])
+    settings = configuration.load(list(config))
+    made = configuration.build(settings)
+    epochs = settings.train.epochs if max_epochs < 0 else min(max_epochs, settings.train.epochs)
+    out = io.require_writable(log_dir / (exp_name or time.strftime("%Y%m%d-%H%M%S")))
+    batches = made.batches("train", workers=num_workers)
+    if batches is None:
+        raise ValueError("dataset.train.dir is empty; there is nothing to train on.")
+    if ckpt_path is not None:
+        training.load_checkpoint(ckpt_path, made.network)
+    with io.write_atomically(out / "config.yaml") as temporary:
+        temporary.write_text(configuration.as_yaml(settings), encoding="utf-8")
+    history = training.fit(
+        made.network,
+        batches,
+        made.objective,
+        epochs=epochs,
+        out=out,
+        valid=made.batches("valid"),
+        optimizer=made.optimizer,
+        save_every=settings.train.save_period,
+        device="cpu" if gpu == "" else device.value,
+        progress=sys.stderr.isatty(),
+    )
+    if history.records:
+        last = {name: value for name, value in history.records[-1].items() if name not in ("epoch", "lr", "seconds")}
+        print(f"{len(history.records)} epochs: " + ", ".join(f"{name} {value:.4g}" for name, value in last.items()))
+    print(training.latest_checkpoint(out / "save") or out)
+    if history.stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
 @data_app.command()
 def inspect(folder: Annotated[Path, typer.Argument(help="A split, or the folder of train, valid and test.")]) -> None:
     """List a data set's scans and all that is wrong with them; status 0 no fault, 1 faults, 2 could not run."""
@@ -311,7 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
     _let_threads_sleep()
     _keep_freed_memory()
     command = typer.main.get_command(app)
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = _as_deepreg_spells(sys.argv[1:] if arguments is None else arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _one_line_warning
@@ -325,6 +378,22 @@ def main(arguments: list[str] | None = None) -> int:
     if status == INTERRUPTED:
         return _fail("stopped; files that were already written are whole.", status=INTERRUPTED)
     return int(status)
+
+
+def _as_deepreg_spells(arguments: list[str]) -> list[str]:
+    """Our spelling of DeepReg's: underscores in options, several files after one --config_path."""
+    result: list[str] = []
+    repeated = ""
+    for word in arguments:
+        if word.startswith("--"):
+            name, equals, value = word.partition("=")
+            word = name.replace("_", "-") + equals + value
+        is_file = not word.startswith("-")
+        if is_file and repeated and result[-1] != repeated:
+            result.append(repeated)
+        repeated = (repeated if is_file else "") if word not in ("--config-path", "-c") else word
+        result.append(word)
+    return result
 
 
 def _let_threads_sleep() -> None:

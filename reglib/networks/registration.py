@@ -182,6 +182,7 @@ def localnet(
     *,
     initial: int = 16,
     levels: Sequence[int] = (0, 1, 2, 3),
+    depth: int | None = None,
     output: Output = "ddf",
     steps: int | None = 7,
     control_points: int | Sequence[int] | None = None,
@@ -189,13 +190,17 @@ def localnet(
 ) -> RegistrationNetwork:
     """LocalNet: a U-Net whose field is the mean of what several levels say, with additive enlargement.
 
-    Args: levels: whose features are read; the largest one is how deep it goes.
+    Args:
+        levels: whose features are read.
+        depth: how deep it goes; by default to the largest of `levels`.
 
     Source: Hu et al. 2018, doi:10.1016/j.media.2018.07.002; DeepReg's `local`.
     """
     label = int(output == "label")
     how: dict[str, Any] = {"first_kernel": 7, "additive": True}
-    backbone = UNet(dim, 2 * channels + label, initial=initial, depth=max(levels), levels=levels, **how)
+    backbone = UNet(
+        dim, 2 * channels + label, initial=initial, depth=max(levels) if depth is None else depth, levels=levels, **how
+    )
     head = _head(dim, backbone, output, control_points, {"steps": steps})
     return RegistrationNetwork(dim, backbone, head, channels=channels, takes_label=output == "label")
 
