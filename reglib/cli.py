@@ -66,6 +66,17 @@ class Alignment(StrEnum):
     affine = "affine"
 
 
+class Part(StrEnum):
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
+class LabelMode(StrEnum):
+    linear = "linear"
+    nearest = "nearest"
+
+
 class Device(StrEnum):
     auto = "auto"
     cpu = "cpu"
@@ -243,6 +254,55 @@ def train(
     print(training.latest_checkpoint(out / "save") or out)
     if history.stopped:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def predict(
+    ckpt_path: Annotated[Path, typer.Option("--ckpt-path", "-k", help="A checkpoint of `reglib train`.")],
+    split: Annotated[Part, typer.Option(help="Which pairs.")] = Part.test,
+    config: Annotated[
+        list[Path] | None, typer.Option("--config-path", "-c", help="YAML files; default the run's config.yaml.")
+    ] = None,
+    log_dir: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("logs"),
+    exp_name: Annotated[str, typer.Option("--exp-name", "-n", help="This run; default the time.")] = "",
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Pairs at once.")] = 1,
+    save_nifti: Annotated[bool, typer.Option("--save-nifti/--no-nifti", help="Write NIfTI files.")] = True,
+    save_png: Annotated[bool, typer.Option("--save-png/--no-png", help="Write slices as PNG.")] = True,
+    labels: Annotated[LabelMode, typer.Option(help="How masks are read.")] = LabelMode.linear,
+    module: Annotated[list[str] | None, typer.Option(help="Modules that register losses or networks.")] = None,
+    num_workers: Annotated[int, typer.Option(hidden=True)] = 0,
+    gpu: Annotated[str | None, typer.Option("--gpu", "-g", help='DeepReg\'s: "" is the CPU.')] = None,
+    device: DeviceOption = Device.auto,
+    threads: Threads = None,
+) -> None:
+    """Register all pairs of a split by a trained network; writes images, maps and tables to LOG-DIR/EXP-NAME/SPLIT."""
+    from . import config as configuration
+    from . import train as training
+    from .config.names import load_modules
+
+    where = _device(Device.cpu if gpu == "" else device, threads)
+    load_modules(module or [])
+    run = ckpt_path.parent.parent if ckpt_path.parent.name == "save" else ckpt_path.parent
+    made = configuration.build(configuration.load(list(config or [run / "config.yaml"])))
+    training.load_checkpoint(ckpt_path, made.network)
+    pairs = made.dataset(split.value, whole=True)
+    if pairs is None:
+        raise ValueError(f"dataset.{split.value}.dir is empty; there is nothing to predict.")
+    out = log_dir / (exp_name or time.strftime("%Y%m%d-%H%M%S")) / split.value
+    table = training.predict(
+        made.network,
+        pairs,
+        out,
+        labels=labels.value,
+        nifti=save_nifti,
+        png=save_png,
+        batch_size=batch_size,
+        device=where,
+        progress=sys.stderr.isatty(),
+    )
+    for name in table.columns.drop(["pair_index", "label_index"]):
+        print(f"{name:>20}  {table[name].mean():.4g}")
+    print(out)
 
 
 @data_app.command()

@@ -321,6 +321,43 @@ def test_every_method_is_trained_from_a_file(tmp_path, kind, variant, capsys):
     assert all(np.isfinite(float(value)) for line in lines for value in line.values())
     expected = {"label/dice"} if variant == "conditional" else {"label/dice", "regularization/bending"}
     assert expected <= set(lines[0])
+    words = ["predict", "--gpu", "", "--ckpt_path", str(run / "save" / "epoch-000002.pt"), "--split", "test"]
+    words += ["--log_dir", str(tmp_path / "logs"), "--exp_name", "seen", "--batch_size", "2", "--no_png"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    check_prediction(tmp_path / "logs" / "seen" / "test", kind, variant)
+
+
+def check_prediction(out, kind, variant):
+    """The manual's files, with finite values."""
+    with (out / "metrics.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    folders_ = sorted(p.name for p in out.iterdir() if p.is_dir())
+    assert folders_ == sorted({f"pair_{line['pair_index']}" for line in lines})
+    assert len(folders_[0].split("_")) == {"paired": 2, "unpaired": 3, "grouped": 5}[kind]
+    assert {line["label_index"] for line in lines} == {"0", "1"}
+    assert len(lines) == 2 * len(folders_)
+    names = {"moving_image", "fixed_image"} | (set() if variant == "conditional" else {"pred_fixed_image", "ddf"})
+    names |= {"dvf"} if variant == "velocity" else set()
+    for folder in (out / name for name in folders_):
+        assert {p.name.removesuffix(".nii.gz") for p in folder.glob("*.nii.gz")} == names
+        assert (folder / "affine.txt").is_file() == (variant in ("global", "affine"))
+        for k in (0, 1):
+            assert {p.name.removesuffix(".nii.gz") for p in (folder / f"label_{k}").iterdir()} == {
+                "moving_label", "fixed_label", "pred_fixed_label",
+            }  # fmt: skip
+    columns = {"label_binary_dice", "pair_index", "label_index"}
+    columns |= set() if variant == "conditional" else {"image_ssd", "folding_fraction"}
+    assert columns <= set(lines[0])
+    assert all(np.isfinite(float(line["label_binary_dice"])) for line in lines)
+    with (out / "metrics_stats_per_label.csv").open() as file:
+        stats = list(csv.DictReader(file))
+    assert [line["label_index"] for line in stats] == ["0", "1"]
+    dice = [float(line["label_binary_dice"]) for line in lines if line["label_index"] == "0"]
+    assert float(stats[0]["label_binary_dice_mean"]) == pytest.approx(np.mean(dice))
+    with (out / "metrics_stats_overall.csv").open() as file:
+        overall = {line[""]: line for line in csv.DictReader(file)}
+    assert float(overall["count"]["label_binary_dice"]) == len(lines)
+    assert {"mean", "std", "min", "50%", "max"} <= set(overall)
 
 
 def test_labels_that_are_not_there_are_not_asked_for(tmp_path):
@@ -362,3 +399,6 @@ def test_real_scans_in_deepregs_layout(real_data, tmp_path, kind, method):
     with (tmp_path / "run" / "history.csv").open() as file:
         (line,) = csv.DictReader(file)
     assert all(np.isfinite(float(value)) for value in line.values())
+    words = ["predict", "--ckpt-path", str(tmp_path / "run" / "best.pt"), "--log-dir", str(tmp_path), "-n", "seen"]
+    assert cli.main([*words, "--device", "cpu", "--no-png"]) == 0
+    assert (tmp_path / "seen" / "test" / "metrics.csv").is_file()

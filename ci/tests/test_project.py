@@ -98,7 +98,7 @@ ROOMS = {
     "data": GEOMETRY | {"doctor", "io", "transforms"},
     "optimize": GEOMETRY | {"transforms"},
     "networks": GEOMETRY,
-    "train": GEOMETRY | {"io", "metrics", "networks"},
+    "train": GEOMETRY | {"data", "io", "metrics", "networks"},
     "plot": GEOMETRY | {"transforms", "metrics", "optimize"},
     "widgets": GEOMETRY | {"transforms", "metrics", "optimize", "plot"},
     "explorer": {"widgets", "plot"},

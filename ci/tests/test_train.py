@@ -316,6 +316,59 @@ def test_warped_through_the_world_of_each_pair():
     assert largest(found[0].detach(), found[1].detach()) > 0.01
 
 
+# -- predicted ----------------------------------------------------------------------------------------------------
+def test_predictions_are_written_and_measured(tmp_path):
+    """A shift that is known: the images, the map, the labels and every number."""
+    from PIL import Image
+
+    from reglib import io
+
+    grid = Grid((16, 12), torch.diag(torch.tensor([2.0, 2.0, 1.0])))
+    folders.paired(tmp_path / "scans", 3, grid=grid)
+    for k in (1, 2, 3):
+        for role in ("moving", "fixed"):
+            io.save_points(tmp_path / "scans" / f"{role}_points" / f"case{k}.csv", torch.tensor([[[4.0, 6], [8, 8]]]))
+    pairs = data.PairedDataset(data.find(tmp_path / "scans"), split="test", reading=data.Reading(scale="none"))
+    shift = torch.zeros(1, 2, 16, 12)
+    shift[:, 0] = 1.0  # a voxel, which is 2 mm
+    out = tmp_path / "out"
+    table = train.predict(Told(shift), pairs, out, png=True, batch_size=2, labels="nearest", progress=False)
+    assert list(table["pair_index"]) == ["0", "0", "1", "1", "2", "2"]
+    assert list(table["label_index"]) == [0, 1] * 3
+    assert table["point_tre"].tolist() == pytest.approx([2.0] * 6)
+    assert set(table["folding_fraction"]) == {0.0}
+    item = pairs[1]
+    moved = field.warp(item["moving"][None], shift, padding="zeros")
+    assert table["image_ssd"][2] == pytest.approx(float((moved - item["fixed"]).square().mean()), rel=1e-5)
+    mask = field.warp(item["moving_label"][None, :1], shift, mode="nearest", padding="zeros")[0] > 0.5
+    truth = item["fixed_label"][:1] > 0.5
+    dice = 2 * float((mask & truth).sum()) / float(mask.sum() + truth.sum())
+    assert table["label_binary_dice"][2] == pytest.approx(dice, abs=1e-4)
+    centers = [x[0].nonzero().double().mean(0) for x in (mask, truth)]
+    assert table["label_tre"][2] == pytest.approx(2 * float((centers[0] - centers[1]).norm()), abs=1e-4)
+    found, own = io.load_ddf(out / "pair_1" / "ddf.nii.gz")
+    assert torch.equal(found, shift)
+    assert own.is_close(grid, tolerance=1e-5)
+    image, _ = io.load_image(out / "pair_1" / "pred_fixed_image.nii.gz")
+    assert largest(image, moved) < 1e-6
+    picture = np.asarray(Image.open(out / "pair_1" / "label_0" / "pred_fixed_label" / "depth0_pred_fixed_label.png"))
+    assert picture.shape == (16, 12)
+    np.testing.assert_array_equal(picture, 255 * mask[0].numpy())
+    assert np.asarray(Image.open(out / "pair_1" / "ddf" / "depth0_ddf.png")).shape == (16, 12, 3)
+
+
+def test_predictions_in_batches_are_those_of_one(pairs, tmp_path):
+    made = network()
+    torch.nn.init.normal_(made.head.reading.levels["0"].weight, 0, 0.3)
+    test = data.UnpairedDataset(pairs.found, split="test")
+    tables = [
+        train.predict(made, test, tmp_path / str(size), batch_size=size, nifti=False, progress=False) for size in (1, 3)
+    ]
+    for name in ("image_ssd", "label_binary_dice"):
+        assert tables[0][name].tolist() == pytest.approx(tables[1][name].tolist(), rel=1e-4)
+    assert not list((tmp_path / "1").glob("pair_*"))
+
+
 # -- what does not fit --------------------------------------------------------------------------------------------
 def test_what_a_batch_has_not_is_said(pairs):
     unlabeled = data.UnpairedDataset(pairs.found, labels="none")

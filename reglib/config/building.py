@@ -29,12 +29,14 @@ class Training:
     objective: Callable[[train.Batch, networks.Prediction], dict[str, Tensor]]
     optimizer: Callable[[Any], torch.optim.Optimizer]
 
-    def dataset(self, split: str) -> data.PairDataset | None:
+    def dataset(self, split: str, *, whole: bool = False) -> data.PairDataset | None:
         """The pairs of train, valid or test; None if the file has none.
+
+        Args: whole: with all labels, in one order and not augmented, to be predicted.
 
         Raises: FileNotFoundError, ValueError as `data.find`.
         """
-        return dataset_of(self.settings, split)
+        return dataset_of(self.settings, split, whole=whole)
 
     def batches(self, split: str, *, workers: int = 0, batch_size: int | None = None) -> Any:
         """Their batches; one pair at a time but in training."""
@@ -71,8 +73,9 @@ def _plain(value: Any) -> Any:
 
 
 # -- data ---------------------------------------------------------------------------------------------------------
-def dataset_of(settings: Settings, split: str) -> data.PairDataset | None:
+def dataset_of(settings: Settings, split: str, *, whole: bool = False) -> data.PairDataset | None:
     """The pairs of a split; None if it has no folder."""
+    learns = split == "train" and not whole
     plan = settings.dataset
     where: Split | None = getattr(plan, split)
     if where is None or not where.dir:
@@ -81,9 +84,9 @@ def dataset_of(settings: Settings, split: str) -> data.PairDataset | None:
     found = data.find([Path(folder) for folder in folders], kind=plan.type, labeled=where.labeled)
     moving = plan.moving_image_shape or plan.image_shape
     fixed = plan.fixed_image_shape or plan.image_shape
-    one_label = split == "train" or settings.train.method == "conditional"
+    one_label = learns or (settings.train.method == "conditional" and not whole)
     labels: Any = "none" if not where.labeled else "sample" if one_label else "all"
-    if where.labeled and split == "train" and plan.sample_label == "all" and settings.train.method != "conditional":
+    if where.labeled and learns and plan.sample_label == "all" and settings.train.method != "conditional":
         labels = "all"
     more: dict[str, Any] = {
         "split": split,

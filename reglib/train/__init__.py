@@ -7,13 +7,15 @@
     history = train.fit(network, data.loader(pairs), objective, epochs=100, out="runs/first", valid=data.loader(others))
 
 The objective is the reader's; `fit` knows no loss by name. `batches` asks the network and warps what a batch holds,
-`fitting` is the loop, `history` what it noted, `checkpoints` what it can go on from.
+`fitting` is the loop, `history` what it noted, `checkpoints` what it can go on from, `predicting` what it says of a
+whole data set.
 """
 
 from .batches import Batch, ask, scores, warped
 from .checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from .fitting import evaluate, fit, overfit_one_pair
 from .history import History
+from .predicting import predict
 
 __all__ = [
     "Batch",
@@ -25,6 +27,7 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "overfit_one_pair",
+    "predict",
     "save_checkpoint",
     "scores",
     "warped",
