@@ -305,6 +305,51 @@ def predict(
     print(out)
 
 
+@app.command()
+def vis(
+    mode: Annotated[int, typer.Option("--mode", "-m", min=0, max=3, help="0 slices, 1 warp, 2 tiles, 3 tiled GIF.")],
+    image_paths: Annotated[str, typer.Option("--image-paths", "-i", help="Files, with commas between.")],
+    save_path: Annotated[Path, typer.Option("--save-path", "-s", help="Folder to write to.")] = Path(),
+    ddf_path: Annotated[Path | None, typer.Option(help="Mode 1: a ddf.")] = None,
+    slice_inds: Annotated[str, typer.Option(help="Modes 1, 2: slices, with commas; default the middle one.")] = "",
+    num_interval: Annotated[int, typer.Option(help="Mode 1: pictures from 0 to the whole ddf.")] = 100,
+    interval: Annotated[int, typer.Option(help="Milliseconds a picture.")] = 50,
+    col_titles: Annotated[str, typer.Option(help="Modes 2, 3: titles, with commas.")] = "",
+    fname: Annotated[str, typer.Option(help="Modes 2, 3: name of the file.")] = "",
+    size: Annotated[str, typer.Option(help="Mode 3: rows,columns.")] = "",
+) -> None:
+    """Make GIFs and tiles of slices, as deepreg_vis does."""
+    from . import vis as visual
+
+    images = [Path(word.strip()) for word in image_paths.split(",") if word.strip()]
+    chosen, shape = _numbers(slice_inds, "slice-inds"), _numbers(size, "size")
+    titles = [word.strip() for word in col_titles.split(",") if word.strip()]
+    if mode == 0:
+        written = visual.slices_gifs(images, save_path, interval_ms=interval)
+    elif mode == 1:
+        if ddf_path is None:
+            raise ValueError("mode 1 bends an image by a ddf; give --ddf-path.")
+        how: dict[str, Any] = {"slice_indices": chosen, "count": num_interval, "interval_ms": interval}
+        written = visual.warp_gifs(images, ddf_path, save_path, **how)
+    elif mode == 2:
+        written = [visual.tiles(images, save_path, slice_indices=chosen, titles=titles, name=fname)]
+    else:
+        if shape and len(shape) != 2:
+            raise ValueError(f"size must be rows,columns, such as 2,2; got {size}.")
+        grid = (shape[0], shape[1]) if shape else None
+        more: dict[str, Any] = {"titles": titles, "name": fname, "interval_ms": interval}
+        written = [visual.tiled_gif(images, save_path, size=grid, **more)]
+    for path in written:
+        print(path)
+
+
+def _numbers(words: str, name: str) -> list[int]:
+    try:
+        return [int(word) for word in words.split(",") if word.strip()]
+    except ValueError:
+        raise ValueError(f"--{name} must be whole numbers with commas between, such as 12,20; got {words}.") from None
+
+
 @data_app.command()
 def inspect(folder: Annotated[Path, typer.Argument(help="A split, or the folder of train, valid and test.")]) -> None:
     """List a data set's scans and all that is wrong with them; status 0 no fault, 1 faults, 2 could not run."""
@@ -441,8 +486,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _as_deepreg_spells(arguments: list[str]) -> list[str]:
-    """Our spelling of DeepReg's: underscores in options, several files after one --config_path."""
+    """Our spelling of DeepReg's: underscores in options, several files after one --config_path, names before files."""
     result: list[str] = []
+    if arguments[:1] == ["warp"]:
+        arguments = _warp_as_deepreg_spells(arguments)
     repeated = ""
     for word in arguments:
         if word.startswith("--"):
@@ -454,6 +501,24 @@ def _as_deepreg_spells(arguments: list[str]) -> list[str]:
         repeated = (repeated if is_file else "") if word not in ("--config-path", "-c") else word
         result.append(word)
     return result
+
+
+def _warp_as_deepreg_spells(arguments: list[str]) -> list[str]:
+    """`warp --image A --ddf B` as `warp A B`, to warped.nii.gz if nothing else is said."""
+    named: dict[str, str] = {}
+    rest = iter(arguments[1:])
+    kept = []
+    for word in rest:
+        name, equals, value = word.partition("=")
+        key = {"--image": "image", "-i": "image", "--ddf": "ddf", "-d": "ddf"}.get(name)
+        if key is None:
+            kept.append(word)
+        else:
+            named[key] = value if equals else next(rest, "")
+    if len(named) < 2:
+        return arguments
+    where = [] if any(word.partition("=")[0] in ("--out", "-o") for word in kept) else ["--out", "warped.nii.gz"]
+    return ["warp", named["image"], named["ddf"], *kept, *where]
 
 
 def _let_threads_sleep() -> None:

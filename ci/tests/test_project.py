@@ -108,6 +108,7 @@ ROOMS = {
 ROOMS["pipeline"] = set(ROOMS)  # what the command line does, as functions
 ROOMS["preparation"] = GEOMETRY | {"data", "io", "pipeline", "transforms"}
 ROOMS["monai_transforms"] = {"grid", "field", "optimize", "pipeline"}
+ROOMS["vis"] = GEOMETRY | {"explorer", "io", "plot"}  # moving pictures of files
 ROOMS["config"] = {"data", "losses", "networks", "train"}
 ROOMS["cli"] = set(ROOMS)
 
