@@ -142,3 +142,18 @@ def test_an_augmented_pair_and_its_truth(brains):
     assert np.abs(np.sort(shown.ravel()) - np.sort(straight.numpy().ravel())).max() < 1e-5
     turned = draw(render(start(controls, angle_deg=40.0)))
     assert (turned != draw(render(start(controls, **calm)))).any()
+
+
+# -- learning -----------------------------------------------------------------------------------------------------
+def test_learning_curves_and_what_they_are_compared_with():
+    figure = widgets.learning_curves(
+        {"training": [3.0, 2.0, 1.5], "test": [3.5, 3.0, 2.5]}, up="mm", levels={"truth": 0.1}
+    )
+    panel = figure.axes[0]
+    lines = {line.get_label(): line for line in panel.lines}
+    assert lines["training"].get_ydata().tolist() == [3.0, 2.0, 1.5]
+    assert lines["test"].get_xdata().tolist() == [1, 2, 3]
+    assert len(panel.lines) == 3
+    assert "truth" in {text.get_text() for text in panel.texts}
+    with pytest.raises(ValueError, match="at least one curve"):
+        widgets.learning_curves({"empty": []}, up="mm")

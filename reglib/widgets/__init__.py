@@ -4,7 +4,7 @@ A view returns `(render, controls)`: `render(state) -> Figure` is pure, `control
 that `workbook.explore(*view)` is a widget for a reader, a sweep in CI and a strip of pictures in print.
 """
 
-from .batches import augmentation_dial, contact_sheet, header_dial, pair_dial, scale_dial
+from .batches import augmentation_dial, contact_sheet, header_dial, learning_curves, pair_dial, scale_dial
 from .bending import (
     Bend,
     bend_gallery,
@@ -189,6 +189,7 @@ __all__ = [
     "inverse_steps",
     "joint_histogram",
     "landscape_walker",
+    "learning_curves",
     "linear_flow",
     "local_correlation",
     "logarithm_test",

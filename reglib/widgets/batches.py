@@ -23,6 +23,7 @@ Item = Mapping[str, Any]  # a pair as `reglib.data` gives it
 COLUMNS = 4  # scans side by side
 BINS = 50  # of a histogram
 DRAWS = 8  # of an augmentation, to choose from
+LINES = (canvas.FIXED_COLOR, canvas.WARPED_COLOR, canvas.MOVING_COLOR, canvas.INK)
 
 
 @runtime_checkable
@@ -39,10 +40,12 @@ class ScanLike(Protocol):
     def label(self) -> Tensor | None: ...
 
 
-def contact_sheet(scans: Sequence[ScanLike], *, headers: bool = True) -> Figure:
+def contact_sheet(scans: Sequence[ScanLike], *, headers: bool = True, columns: int = COLUMNS) -> Figure:
     """The middle axial slice of each scan with its structures outlined, all at one scale.
 
-    Args: headers: draw each in its own mm; otherwise as a network sees it, an array whose axes count voxels.
+    Args:
+        headers: draw each in its own mm; otherwise as a network sees it, an array whose axes count voxels.
+        columns: scans side by side.
     """
     if not scans:
         raise ValueError("give at least one scan; got none.")
@@ -50,7 +53,7 @@ def contact_sheet(scans: Sequence[ScanLike], *, headers: bool = True) -> Figure:
     planes = [plane_of(scan.image[None], grid) for scan, grid in zip(scans, grids, strict=True)]
     room = canvas.slot if headers else _by_index
     slots = [room(at, scan.name) for at, scan in zip(planes, scans, strict=True)]
-    figure, panels = canvas.panels([slots[k : k + COLUMNS] for k in range(0, len(slots), COLUMNS)])
+    figure, panels = canvas.panels([slots[k : k + columns] for k in range(0, len(slots), columns)])
     for panel, at, scan in zip(panels, planes, scans, strict=True):
         canvas.gray(panel, at, at.cut(scan.image[None]), plot.window(scan.image[None]))
         if scan.label is not None:
@@ -206,4 +209,34 @@ def _grids(item: Item) -> Grids:
     return {"moving_grid": item["moving_grid"], "fixed_grid": item["fixed_grid"]}
 
 
-__all__ = ["augmentation_dial", "contact_sheet", "header_dial", "pair_dial", "scale_dial"]
+def learning_curves(
+    curves: Mapping[str, Sequence[float]], *, up: str, levels: Mapping[str, float] | None = None
+) -> Figure:
+    """Lines against the epoch, and dotted ones to compare them with.
+
+    Args:
+        curves: by name, a value an epoch.
+        up: what they are, with its unit.
+        levels: by name, values that do not learn.
+    """
+    if not curves or not all(len(values) for values in curves.values()):
+        raise ValueError("give at least one curve of at least one epoch.")
+    figure = Figure(figsize=(canvas.WIDTH_IN, 3.8), dpi=canvas.DPI)
+    panel = figure.subplots()
+    figure.subplots_adjust(left=0.09, right=0.76, bottom=0.18, top=0.95)
+    for k, (name, values) in enumerate(curves.items()):
+        color = LINES[k % len(LINES)]
+        panel.plot(range(1, len(values) + 1), values, color=color, linewidth=2.5, label=name)
+    for name, value in (levels or {}).items():
+        panel.axhline(value, color=canvas.INK, linewidth=1.5, linestyle=":")
+        panel.annotate(name, (1.01, value), xycoords=("axes fraction", "data"), size=canvas.TEXT_SIZE, va="center")
+    panel.set_xlabel("epoch", fontsize=canvas.TEXT_SIZE)
+    panel.set_ylabel(up, fontsize=canvas.TEXT_SIZE)
+    panel.tick_params(labelsize=canvas.TEXT_SIZE)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(fontsize=canvas.TEXT_SIZE, frameon=False)
+    panel.margins(x=0)
+    return figure
+
+
+__all__ = ["augmentation_dial", "contact_sheet", "header_dial", "learning_curves", "pair_dial", "scale_dial"]
