@@ -214,6 +214,7 @@ def train(
     num_workers: Annotated[int, typer.Option(help="Processes that read.")] = 0,
     module: Annotated[list[str] | None, typer.Option(help="Modules that register losses or networks.")] = None,
     gpu: Annotated[str | None, typer.Option("--gpu", "-g", help='DeepReg\'s: "" is the CPU.')] = None,
+    gpu_allow_growth: Annotated[bool, typer.Option("--gpu-allow-growth", "-gr", hidden=True)] = False,
     device: DeviceOption = Device.auto,
     threads: Threads = None,
 ) -> None:
@@ -272,6 +273,7 @@ def predict(
     module: Annotated[list[str] | None, typer.Option(help="Modules that register losses or networks.")] = None,
     num_workers: Annotated[int, typer.Option(hidden=True)] = 0,
     gpu: Annotated[str | None, typer.Option("--gpu", "-g", help='DeepReg\'s: "" is the CPU.')] = None,
+    gpu_allow_growth: Annotated[bool, typer.Option("--gpu-allow-growth", "-gr", hidden=True)] = False,
     device: DeviceOption = Device.auto,
     threads: Threads = None,
 ) -> None:

@@ -309,7 +309,7 @@ def test_every_method_is_trained_from_a_file(tmp_path, kind, variant, capsys):
     content = settings(make_scans(tmp_path / "scans", kind), kind, **VARIANTS.get(variant, {}))
     write(tmp_path / "a.yaml", {"dataset": content["dataset"]})
     write(tmp_path / "b.yaml", {"train": content["train"]})
-    words = ["train", "--gpu", "", "--config_path", str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
+    words = ["train", "--gpu", "", "-gr", "--config_path", str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")]
     words += ["--log_dir", str(tmp_path / "logs"), "--exp_name", "test", "--num_workers", "0"]
     assert cli.main(words) == 0, capsys.readouterr().err
     run = tmp_path / "logs" / "test"
