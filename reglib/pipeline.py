@@ -40,23 +40,25 @@ class Tuned:
     that is noise from voxel to voxel; what sums over windows is smooth by itself.
 
     With `local`, their local contrast is compared too, and counts for more: in one histogram of a whole image a bias
-    field looks like other tissue.
+    field looks like other tissue. With `rimless`, the rims of both subjects do not count where their contrasts
+    disagree: a voxel that is half air is dark in one scan and may be anything in the other.
     """
 
     loss: Callable[..., Tensor]
     weight: float
     last_sigma: float
     local: bool = False
+    rimless: bool = False
 
 
 SIMILARITIES = {
     "lncc": Tuned(partial(losses.lncc_loss, window=5, flat=0.02), 0.2, 6.0),
     "ncc": Tuned(losses.ncc_loss, 1.0, NOISY),
     "mse": Tuned(losses.mse_loss, 0.2, NOISY),
-    "mi": Tuned(MUTUAL_INFORMATION, 0.5, NOISY, local=True),
-    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 0.25, NOISY, local=True),
+    "mi": Tuned(MUTUAL_INFORMATION, 0.5, NOISY, local=True, rimless=True),
+    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 0.25, NOISY, local=True, rimless=True),
     "ngf": Tuned(losses.ngf_loss, 0.25, NOISY),
-    "mind": Tuned(partial(losses.mind_loss, radius=0), 0.05, 5.0),
+    "mind": Tuned(partial(losses.mind_loss, radius=0), 0.05, 5.0, rimless=True),
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.2))  # of a ddf
 SMOOTH_SPLINES = (Term(losses.bending_loss, 60.0), Term(losses.log_jacobian_loss, 0.3))  # followed to the bottom
@@ -64,6 +66,7 @@ SMOOTH_VELOCITY = (Term(losses.diffusion_loss, 0.5),)  # which has no volumes of
 REGULARIZERS = {"svf": SMOOTH_VELOCITY, "ffd": SMOOTH_SPLINES}  # and SMOOTH for every other model
 FINEST = 128  # voxels along the longest axis above which the full resolution is left out
 COARSEST = {2: 45, 3: 20}  # voxels along the longest axis to align at: a histogram of fewer than 2000 is misled
+AGREE = 0.3  # correlation within both subjects from which their contrasts are taken for alike
 JUDGED = 64  # voxels along the longest axis at which a result is compared with the headers
 PACKAGES = ("reglib", "torch", "numpy", "nibabel")
 
@@ -205,6 +208,7 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         return _still(linear, case, fixed, moving)
     levels, pace = _levels(case.fixed_grid, 16)[-3:], PACES[settings.quality]
     similarity = SIMILARITIES[settings.similarity]
+    masks = _without_rims(case, fixed, moving, linear) if similarity.rimless else (case.fixed_mask, case.moving_mask)
     compared = [Term(similarity.loss)]
     if similarity.local:
         local = (_local(fixed, case.fixed_grid), _local(moving, case.moving_grid))
@@ -223,10 +227,32 @@ def register_pair(case: Case, settings: Settings) -> Registration:
         levels=levels,
         steps=pace.steps[-len(levels) :],
         moving_grid=case.moving_grid,
-        fixed_mask=case.fixed_mask,
-        moving_mask=case.moving_mask,
+        fixed_mask=masks[0],
+        moving_mask=masks[1],
         options=_descent(settings.transform, descent),
     )
+
+
+@torch.no_grad()
+def _without_rims(
+    case: Case, fixed: Tensor, moving: Tensor, linear: transforms.Linear
+) -> tuple[Tensor | None, Tensor | None]:
+    """The masks of a case, less the outermost voxels of both subjects if their contrasts disagree once aligned."""
+    masks = (case.fixed_mask, case.moving_mask)
+    subjects = [(image != _background(image)).any(1, keepdim=True).to(image) for image in (fixed, moving)]
+    ddf = linear.ddf().to(fixed)
+    seen = field.warp(subjects[1], ddf, mode="nearest", padding="zeros", **_grids(case)) * subjects[0] > 0.5
+    if int(seen.sum()) < 2:
+        return masks
+    pair = [x[:, :1][seen] for x in (fixed, field.warp(moving, ddf, **_grids(case)))]
+    centered = [x - x.mean() for x in pair]
+    alike = float((centered[0] * centered[1]).mean() / (pair[0].std() * pair[1].std()).clamp(min=1e-9))
+    if alike > AGREE:
+        return masks
+    whole = 3**case.fixed_grid.dim - 0.5
+    inner = [(filters.box(subject, window=3) > whole).to(subject) for subject in subjects]
+    kept = [x if mask is None else x * (mask > 0) for x, mask in zip(inner, masks, strict=True)]
+    return (kept[0], kept[1]) if all(bool(x.any()) for x in kept) else masks
 
 
 def _descent(transform: str, options: Options) -> Options:
