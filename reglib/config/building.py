@@ -186,10 +186,10 @@ def _term(kind: str, given: Mapping[str, Any]) -> _Term:
     options = {key: value for key, value in given.items() if key not in ("name", "weight")}
     function = named(f"{kind} loss", given["name"])
     scales, kernel = options.pop("scales", None), options.pop("kernel", "gaussian")
-    loss = partial(function, **options)
+    loss, weight = partial(function, **options), float(given.get("weight", 1.0))
     if scales is not None:
-        loss = partial(losses.multiscale(loss, scales, kernel=kernel))
-    return _Term(given["name"], float(given.get("weight", 1.0)), _checked(given["name"], loss))
+        return _Term(given["name"], weight, _checked(given["name"], losses.multiscale(loss, scales, kernel=kernel)))
+    return _Term(given["name"], weight, _checked(given["name"], loss))
 
 
 def _checked(name: str, loss: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -8,6 +8,9 @@ Source: DeepReg's manual, "Losses", and `loss/{image,label,deform}.py`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -77,7 +80,25 @@ def gmi(warped: Tensor, fixed: Tensor, *, num_bins: int = 23, sigma_ratio: float
 
 
 # -- labels -------------------------------------------------------------------------------------------------------
-def dice(
+def dice(warped: Tensor, fixed: Tensor, **options: Any) -> Tensor:
+    """Minus Dice, 2 sum(W F) / (sum W + sum F), of the structure and, by `background_weight`, of what is around it.
+
+    Args: options: binary, background_weight, smooth_nr, smooth_dr, as of `jaccard`.
+    """
+    return _overlap(lambda both, total: (2 * both, total), warped, fixed, **options)
+
+
+def jaccard(warped: Tensor, fixed: Tensor, **options: Any) -> Tensor:
+    """Minus the overlap over the union.
+
+    Args: options: binary, compare what is at least 0.5; background_weight, 0 to 1; smooth_nr and smooth_dr, added above
+        and below.
+    """
+    return _overlap(lambda both, total: (both, total - both), warped, fixed, **options)
+
+
+def _overlap(
+    ratio: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     warped: Tensor,
     fixed: Tensor,
     *,
@@ -86,27 +107,10 @@ def dice(
     smooth_nr: float = EPS,
     smooth_dr: float = EPS,
 ) -> Tensor:
-    """Minus Dice, of the structure and, by `background_weight`, of what is around it."""
+    """Minus a ratio of overlap and sizes, each a mixture of the structure's and the background's."""
     both, total, volume = _sums(warped, fixed, binary)
     w = background_weight
-    above = 2 * (both - w * total + w * volume) if w else 2 * both
-    below = (1 - 2 * w) * total + 2 * w * volume
-    return -((above + smooth_nr) / (below + smooth_dr)).mean()
-
-
-def jaccard(
-    warped: Tensor,
-    fixed: Tensor,
-    *,
-    binary: bool = False,
-    background_weight: float = 0.0,
-    smooth_nr: float = EPS,
-    smooth_dr: float = EPS,
-) -> Tensor:
-    """Minus the overlap over the union."""
-    both, total, volume = _sums(warped, fixed, binary)
-    w = background_weight
-    above, below = both - w * total + w * volume, (1 - w) * total - both + w * volume
+    above, below = ratio(both - w * total + w * volume, (1 - 2 * w) * total + 2 * w * volume)
     return -((above + smooth_nr) / (below + smooth_dr)).mean()
 
 

@@ -79,9 +79,6 @@ def load_modules(modules: list[str]) -> None:
 
 
 # -- DeepReg's backbones ------------------------------------------------------------------------------------------
-Network = nn.Module
-
-
 @register("backbone", "unet")
 def _unet(
     dim: int,
@@ -92,7 +89,7 @@ def _unet(
     pooling: bool = True,
     concat_skip: bool = False,
     **more: Any,
-) -> Network:
+) -> nn.Module:
     shape: dict[str, Any] = {"initial": num_channel_initial, "depth": depth, "levels": extract_levels}
     return networks.unet(dim, pooling=pooling, concat_skip=concat_skip, **shape, **more)
 
@@ -100,7 +97,7 @@ def _unet(
 @register("backbone", "local")
 def _local(
     dim: int, *, num_channel_initial: int, extract_levels: tuple[int, ...], depth: int | None = None, **more: Any
-) -> Network:
+) -> nn.Module:
     if depth is not None and depth < max(extract_levels):
         raise ValueError(f"depth must be at least the largest of extract_levels; got {depth} and {extract_levels}.")
     return networks.localnet(dim, initial=num_channel_initial, levels=extract_levels, depth=depth, **more)
@@ -115,7 +112,7 @@ def _global(
     extract_levels: tuple[int, ...] | None = None,
     output: str = "ddf",
     **more: Any,
-) -> Network:
+) -> nn.Module:
     if output != "ddf":
         raise ValueError('the backbone "global" predicts an affine map; it goes with the methods ddf and affine.')
     deep = depth if depth is not None else max(extract_levels or (4,))
@@ -123,7 +120,7 @@ def _global(
 
 
 @register("backbone", "voxelmorph")
-def _voxelmorph(dim: int, *, num_channel_initial: int = 16, **more: Any) -> Network:
+def _voxelmorph(dim: int, *, num_channel_initial: int = 16, **more: Any) -> nn.Module:
     c = num_channel_initial
     shape: dict[str, Any] = {"encoder": (c, 2 * c, 2 * c, 2 * c), "decoder": (2 * c,) * 4, "final": (2 * c, c, c)}
     return networks.voxelmorph(dim, **shape, **more)

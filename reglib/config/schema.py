@@ -24,7 +24,7 @@ class _Strict(BaseModel):
 
 
 class Split(_Strict):
-    """Where the scans of a split are."""
+    """Where the scans of a split are; their format is seen from the files, and `format` may say it."""
 
     dir: Dirs = None
     format: Literal["nifti", "h5"] = "nifti"
@@ -90,7 +90,7 @@ class Loss(_Strict):
 
 
 class Preprocess(_Strict):
-    """Batches, and what is done to them."""
+    """Batches, and what is done to them. The buffer and the calls in parallel are DeepReg's and change nothing here."""
 
     batch_size: int = Field(default=1, ge=1)
     shuffle_buffer_num_batch: int = 1
@@ -104,7 +104,7 @@ class Preprocess(_Strict):
 
 
 class Train(_Strict):
-    """The training."""
+    """The training; `update_freq` is DeepReg's and changes nothing here."""
 
     method: Literal["ddf", "dvf", "conditional", "affine"]
     backbone: Options
