@@ -375,6 +375,20 @@ def test_what_train_says_of_bad_input(tmp_path, capsys):
     assert "does not exist" in error
     assert error.count("\n") == 1
     assert not (tmp_path / "logs").exists()
+    content = settings(make_scans(tmp_path / "scans", "unpaired"), "unpaired", epochs=1)
+    content["dataset"]["test"] = {"dir": ""}
+    path = write(tmp_path / "c.yaml", content)
+    words = ["--log-dir", str(tmp_path / "logs"), "-n", "run", "--device", "cpu"]
+    content["dataset"]["train"] = {"dir": ""}
+    assert cli.main(["train", "-c", str(write(tmp_path / "d.yaml", content)), *words]) == 2
+    assert "nothing to train on" in capsys.readouterr().err
+    assert cli.main(["train", "-c", str(path), *words]) == 0
+    assert cli.main(["predict", "-k", str(tmp_path / "logs" / "run" / "best.pt"), *words]) == 2
+    assert "nothing to predict" in capsys.readouterr().err
+    for given, said in (({"name": "flip"}, "must be one of affine, ddf"), ({"name": "affine", "x": 1}, "not take x")):
+        content = settings(tmp_path / "scans", "unpaired", preprocess={"data_augmentation": given})
+        assert cli.main(["train", "-c", str(write(tmp_path / "e.yaml", content)), *words, "-n", "other"]) == 2
+        assert said in capsys.readouterr().err
     path = write(tmp_path / "b.yaml", settings(tmp_path / "nowhere", epoch=3))
     assert cli.main(["train", "-c", str(path)]) == 2
     assert "do you mean 'epochs'?" in capsys.readouterr().err

@@ -248,13 +248,16 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     losses_ = {}
     launch = [sys.executable, "-m", "lightning_fabric.cli", "--accelerator", "cpu", "--strategy", "ddp"]
-    for name, start, size in (("one", [sys.executable], 2), ("two", [*launch, "--devices", "2"], 1)):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    ways = {"one": ([sys.executable], 2), "two": ([*launch, "--devices", "2"], 1), "torchrun": (torchrun, 1)}
+    for name, (start, size) in ways.items():
         call = [*start, script, tmp_path / "scans", tmp_path / name, str(size)]
-        done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment)
+        done = subprocess.run(call, capture_output=True, text=True, check=False, env=environment, timeout=120)
         assert done.returncode == 0, done.stderr[-3000:]
         with (tmp_path / name / "history.csv").open() as file:
             losses_[name] = [float(line["loss"]) for line in csv.DictReader(file)]
-    assert losses_["two"] == pytest.approx(losses_["one"], abs=1e-4)
+    for name in ("two", "torchrun"):
+        assert losses_[name] == pytest.approx(losses_["one"], abs=1e-4)
     assert losses_["one"][-1] < losses_["one"][0]
 
 
@@ -367,6 +370,9 @@ def test_predictions_in_batches_are_those_of_one(pairs, tmp_path):
     for name in ("image_ssd", "label_binary_dice"):
         assert tables[0][name].tolist() == pytest.approx(tables[1][name].tolist(), rel=1e-4)
     assert not list((tmp_path / "1").glob("pair_*"))
+    bare = data.UnpairedDataset(pairs.found, split="test", labels="none")
+    with pytest.raises(ValueError, match="moves labels, and the data set has none"):
+        train.predict(networks.conditional(2, initial=1, levels=(0, 1)), bare, tmp_path / "no", progress=False)
 
 
 # -- what does not fit --------------------------------------------------------------------------------------------
@@ -430,6 +436,12 @@ def test_a_batch_with_nan_is_named(pairs):
 def test_settings_that_do_not_fit(pairs, settings, words):
     with pytest.raises(ValueError, match=words):
         train.fit(network(), batches(pairs), objective, **({"epochs": 1, "progress": False} | settings))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(pairs):
+    with pytest.raises(ValueError, match="torch finds no GPU here"):
+        train.fit(network(), batches(pairs), objective, epochs=1, device="cuda", progress=False)
 
 
 def test_no_batch_at_all():

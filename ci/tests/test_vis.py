@@ -86,6 +86,12 @@ def test_two_dimensions(tmp_path):
     io.save_image(tmp_path / "flat.png", 255 * smooth_image((20, 30), seed=0).clamp(0, 1), Grid((20, 30)))
     assert run("-m", 0, "-i", tmp_path / "flat.png", "-s", tmp_path) == 0
     assert len(frames(tmp_path / "flat.gif")) == 1
+    ddf = torch.zeros(1, 2, 20, 30)
+    ddf[:, 1] = 4.0
+    io.save_ddf(tmp_path / "flat.nii.gz", ddf, Grid((20, 30)))
+    words = ("-m", 1, "-i", tmp_path / "flat.png", "--ddf-path", tmp_path / "flat.nii.gz", "-s", tmp_path)
+    assert run(*words, "--num-interval", 3) == 0
+    assert len(frames(tmp_path / "flat_slice_0.gif")) == 3
 
 
 @pytest.mark.parametrize(

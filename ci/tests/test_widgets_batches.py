@@ -101,6 +101,12 @@ def test_a_header_moves_the_scan_and_leaves_the_array(brains):
         widgets.header_dial({}, image, grid)
 
 
+def test_every_control_of_a_volumes_header_matters():
+    volume = phantoms.brain_cohort(1, shape=(20, 24, 20), spacing=9.0).subjects[0]
+    scans = {"right": (volume.image, volume.grid), "lost": (volume.image, Grid((20, 24, 20)))}
+    require_every_control_matters(*widgets.header_dial(scans, volume.image, volume.grid))
+
+
 def _shift(mm):
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[0, 2] = mm
