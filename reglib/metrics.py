@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Shaped
-from scipy import ndimage
 from torch import Tensor
 
 from . import field
@@ -141,6 +140,8 @@ def _structure(labels: np.ndarray, k: int) -> np.ndarray:
 
 
 def _surface_distances(a: np.ndarray, b: np.ndarray, spacing: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    from scipy import ndimage
+
     box = ndimage.find_objects((a | b).astype(np.uint8))[0]  # nothing outside it can matter
     surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (a, b)]
     to_a, to_b = (ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces)
@@ -313,8 +314,8 @@ def evaluate_pair(
     grids = {"fixed_grid": fixed_grid, "moving_grid": moving_grid}
     maps = {"before": torch.zeros_like(ddf), "after": ddf}
     result: dict[str, Any] = {}
-    for when, each in maps.items():
-        known = warped if when == "after" else None
+    unmoved = moving if moving_grid == fixed_grid else None
+    for when, known, each in (("before", unmoved, maps["before"]), ("after", warped, ddf)):
         result[f"similarity_{when}"] = _similarity(fixed, moving, each, mask, similarity, grids, known)
     inside = mask if mask is not None else (fixed > 0).any(dim=1, keepdim=True)
     statistics = jacobian_statistics(ddf, mask=inside if bool((inside > 0).any()) else None)

@@ -29,6 +29,7 @@ from .optimize.levels import Images, checked_scene
 UNIT = (-0.01, 1.01)  # a range that images in [0, 1] keep under interpolation; one taken anew from each warped image
 # would reward zooming into a flat patch until its noise fills the histogram
 MUTUAL_INFORMATION = partial(losses.mi_loss, warped_range=UNIT, fixed_range=UNIT)
+HISTOGRAM: dict[str, Any] = {"warped_range": UNIT, "fixed_range": UNIT, "bins": 64}  # to bend by
 NOISY = 8.0  # last_sigma of the noisiest gradients
 
 
@@ -55,10 +56,10 @@ SIMILARITIES = {
     "lncc": Tuned(partial(losses.lncc_loss, window=5, flat=0.02), 0.2, 6.0),
     "ncc": Tuned(losses.ncc_loss, 1.0, NOISY),
     "mse": Tuned(losses.mse_loss, 0.2, NOISY),
-    "mi": Tuned(MUTUAL_INFORMATION, 0.5, NOISY, local=True, rimless=True),
-    "nmi": Tuned(partial(losses.nmi_loss, warped_range=UNIT, fixed_range=UNIT), 0.25, NOISY, local=True, rimless=True),
-    "ngf": Tuned(losses.ngf_loss, 0.25, NOISY),
-    "mind": Tuned(partial(losses.mind_loss, radius=0), 0.05, 5.0, rimless=True),
+    "mi": Tuned(partial(losses.mi_loss, **HISTOGRAM), 0.5, 7.0, local=True, rimless=True),
+    "nmi": Tuned(partial(losses.nmi_loss, **HISTOGRAM), 0.25, 7.0, local=True, rimless=True),
+    "ngf": Tuned(partial(losses.ngf_loss, epsilon=0.02), 0.25, NOISY, local=True),
+    "mind": Tuned(partial(losses.mind_loss, radius=0), 0.05, 7.0, rimless=True),
 }
 SMOOTH = (Term(losses.diffusion_loss, 0.05), Term(losses.log_jacobian_loss, 0.2))  # of a ddf
 SMOOTH_SPLINES = (Term(losses.bending_loss, 60.0), Term(losses.log_jacobian_loss, 0.3))  # followed to the bottom
@@ -86,7 +87,7 @@ PACES = {
     "accurate": Pace((30, 40, 60), lr=0.2, first_sigma=8.0, oversampling=2),
 }
 AROUND = 50  # local contrast looks this share of the longest side around a voxel: 4 mm in a head
-BESIDE_LOCAL = 0.3  # weight of the images themselves beside their local contrast
+BESIDE_LOCAL = 0.2  # weight of the images themselves beside their local contrast
 FINEST_SIGMA = 0.8  # voxels of a level
 ALIGN_TOLERANCE = 1e-3  # the linear alignment ends when ten steps gain less than this share of the loss
 SPLINES: dict[str, Any] = {"optimizer": Lbfgs, "lr": 2.0, "tolerance": 1e-3}  # few parameters: to search lines pays
@@ -187,7 +188,6 @@ def register_case(case: Case, settings: Settings, out: Path, *, device: torch.de
     warped = _in_own_intensities(result, case)
     with ThreadPoolExecutor(max_workers=1) as writer:  # compresses on one core while another computes what is next
         jobs = _write_map(case, result, warped, out, writer)
-        _write_picture(case, result.ddf, warped, out)
         measured = _measure(case, result.ddf, warped=warped)
         for job in jobs:
             job.result()  # raises what went wrong
@@ -411,6 +411,7 @@ def _write_map(
         writer.submit(io.save_ddf, out / "ddf.nii.gz", result.ddf, case.fixed_grid),
         writer.submit(io.export_itk, out / "ddf_itk.nii.gz", result.ddf, case.fixed_grid),
         writer.submit(io.save_image, out / "warped.nii.gz", warped, case.fixed_grid),
+        writer.submit(_write_picture, case, result.ddf, warped, out),
     ]
     if case.moving_labels is not None:
         labels = _warp_labels(case.moving_labels, result.ddf, _grids(case))

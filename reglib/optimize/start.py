@@ -150,7 +150,10 @@ class _Search:
         That best is left as it is if it came to the place that is `known`, or is so much worse that it is hopeless.
         """
         ranked = sorted((self.score(matrix), k) for k, matrix in enumerate(matrices))
-        near = [matrices[k] for _, k in ranked[:TRIED]]
+        near: list[Tensor] = []
+        for _, k in ranked[:TRIED]:
+            if not any(torch.equal(matrices[k], other) for other in near):
+                near.append(matrices[k])
         led = [*near, *(self.follow(matrix, models[0], [(at[0], at[1] // 2)]) for matrix in near)]
         score, best = min(((self.score(matrix), k) for k, matrix in enumerate(led)))
         linear: Linear = Translation(grid, matrix=led[best])
