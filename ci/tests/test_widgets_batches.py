@@ -163,3 +163,36 @@ def test_learning_curves_and_what_they_are_compared_with():
     assert "truth" in {text.get_text() for text in panel.texts}
     with pytest.raises(ValueError, match="at least one curve"):
         widgets.learning_curves({"empty": []}, up="mm")
+
+
+# -- what a network answers -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("shape", [(40, 48), (20, 24, 20)])
+def test_an_answer_is_shown_on_the_outlines_and_against_the_truth(shape):
+    pair = phantoms.brain_cohort(2, shape=shape, spacing=180 / shape[0], noise=0.0).pair(0, 1)
+    scans = [data.Scan(n, x[0], g, g, (labels[0] > 0).float()) for n, x, g, labels in (
+        ("moving", pair.moving, pair.moving_grid, pair.moving_labels),
+        ("fixed", pair.fixed, pair.fixed_grid, pair.fixed_labels),
+    )]  # fmt: skip
+    answers = {"nothing": torch.zeros_like(pair.truth.ddf), "truth": pair.truth.ddf}
+    view = widgets.answer_dial(item_of(scans), answers, truth=pair.truth.ddf)
+    draw_every_state(*view)
+    require_pure(*view)
+    require_every_control_matters(*view)
+    still, right = (view[0](start(view[1], after=name)) for name in answers)
+    assert right.axes[2].get_title() == "off the truth, mean 0.0 mm"
+    mean_mm = field.magnitude(field.convert_ddf(pair.truth.ddf, pair.fixed_grid, to="world", from_="voxel")).mean()
+    assert still.axes[2].get_title() == f"off the truth, mean {float(mean_mm):.1f} mm"
+    assert [len(panel.collections) for panel in right.axes[:3]] == [2, 1, 1]
+
+
+def test_an_answer_without_truth_or_labels_shows_how_far_voxels_move():
+    grid = Grid.centered((16, 16), 2.0)
+    item = {"fixed": torch.rand(1, 16, 16), "moving": torch.rand(1, 16, 16), "fixed_grid": grid, "moving_grid": grid}
+    render, controls = widgets.answer_dial(item, {"net": torch.full((1, 2, 16, 16), 3.0)}, name="by")
+    figure = render(start(controls))
+    assert figure.axes[2].get_title() == "voxels move, mean 8.5 mm"
+    assert not any(panel.collections for panel in figure.axes[:3])
+    batch = {"fixed": item["fixed"][None], "moving": item["moving"][None], "fixed_grid": [grid], "moving_grid": [grid]}
+    draw(widgets.answer_dial(batch, {"net": torch.zeros(1, 2, 16, 16)})[0]({"after": "net"}))
+    with pytest.raises(ValueError, match="at least one map"):
+        widgets.answer_dial(item, {})

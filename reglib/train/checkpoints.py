@@ -98,9 +98,14 @@ def load_checkpoint(path: str | os.PathLike[str], network: nn.Module | None = No
     return found
 
 
+def all_checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """Those of a folder, after few epochs first."""
+    return sorted(Path(folder).glob("epoch-*.pt"))
+
+
 def latest_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     """The one after most epochs in a folder of them; None if there is none."""
-    return max(Path(folder).glob("epoch-*.pt"), key=lambda path: path.name, default=None)
+    return next(reversed(all_checkpoints(folder)), None)
 
 
 # -- random states ------------------------------------------------------------------------------------------------

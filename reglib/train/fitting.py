@@ -20,6 +20,7 @@ from .batches import Batch, ask, scores
 from .checkpoints import (
     NAME,
     Checkpoint,
+    all_checkpoints,
     latest_checkpoint,
     load_checkpoint,
     random_states,
@@ -73,7 +74,8 @@ def fit(
         patience: end after so many epochs in which `monitor` found no new low.
         monitor: a column of the history, low is good; by default valid_loss, or loss without `valid`.
         save_every: keep a checkpoint of every so many epochs; 0 keeps the last alone.
-        resume: go on from the last checkpoint in `out`, to the losses of a run that was never stopped.
+        resume: go on from the last checkpoint in `out`, to the losses of a run that was never stopped; False begins
+            anew, and with its first epoch the checkpoints of the earlier run go.
         device: "auto", "cpu" or "cuda".
         precision: of Lightning Fabric, such as "bf16-mixed".
 
@@ -256,11 +258,14 @@ class _Run:
             save_checkpoint(self.folder / BEST, Checkpoint(state, epoch, history=records))
         scheduler = {} if self.scheduler is None else self.scheduler.state_dict()
         whole = Checkpoint(state, epoch, self.optimizer.state_dict(), scheduler, records, random_states())
-        before = latest_checkpoint(self.folder / SAVE)
-        save_checkpoint(self.folder / SAVE / NAME.format(epoch), whole)
+        name, others = NAME.format(epoch), all_checkpoints(self.folder / SAVE)
+        save_checkpoint(self.folder / SAVE / name, whole)
         self.history.save(self.folder / HISTORY)
+        for other in [path for path in others if path.name > name]:
+            other.unlink()  # of a run that was not to be gone on from
+        before = max((path for path in others if path.name < name), default=None)
         every = self.plan.save_every
-        if before is not None and before.name < NAME.format(epoch) and not (every and _epoch_of(before) % every == 0):
+        if before is not None and not (every and _epoch_of(before) % every == 0):
             before.unlink()
 
 

@@ -4,7 +4,7 @@ A view returns `(render, controls)`: `render(state) -> Figure` is pure, `control
 that `workbook.explore(*view)` is a widget for a reader, a sweep in CI and a strip of pictures in print.
 """
 
-from .batches import augmentation_dial, contact_sheet, header_dial, learning_curves, pair_dial, scale_dial
+from .batches import answer_dial, augmentation_dial, contact_sheet, header_dial, learning_curves, pair_dial, scale_dial
 from .bending import (
     Bend,
     bend_gallery,
@@ -147,6 +147,7 @@ __all__ = [
     "View",
     "across_and_along",
     "added_or_flowed",
+    "answer_dial",
     "augmentation_dial",
     "axis_ruler",
     "bars_mm",

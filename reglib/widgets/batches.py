@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .. import plot
-from ..field import Grids, resample, warp
+from ..field import Grids, convert_ddf, magnitude, resample, warp
 from ..grid import Grid
 from ..plot import canvas
 from ..plot.planes import Plane, plane_of
@@ -209,6 +209,70 @@ def _grids(item: Item) -> Grids:
     return {"moving_grid": item["moving_grid"], "fixed_grid": item["fixed_grid"]}
 
 
+def answer_dial(
+    item: Item,
+    answers: Mapping[str, Float[Tensor, "1 d *s"]],
+    *,
+    truth: Float[Tensor, "1 d *s"] | None = None,
+    name: str = "after",
+) -> View:
+    """Choose a map that was predicted for a pair: the warped image on the outlines of fixed, and how far off it is.
+
+    Left, fixed with its outlines dashed and those of moving as the map warps them; right, the error in mm, or without
+    `truth` how far voxels move.
+
+    Args:
+        item: a pair as `reglib.data` gives it, or a batch of one, on the grids that it has.
+        answers: by name, fields in voxels of the fixed grid.
+        name: of the choice.
+    """
+    if not answers:
+        raise ValueError("give at least one map; got none.")
+    pair = {key: value for key, value in item.items() if isinstance(value, Tensor)}
+    images = {key: value if value.ndim == 2 + _grid(item, "fixed").dim else value[None] for key, value in pair.items()}
+    grid = _grid(item, "fixed")
+    grids: Grids = {"fixed_grid": grid, "moving_grid": _grid(item, "moving")}
+    fixed, moving = images["fixed"], images["moving"]
+    labeled = "fixed_label" in images and bool((images["fixed_label"] > 0).any())
+    first = plane_of(images["fixed_label"] if labeled else fixed, grid)
+    far = {key: _length_mm(ddf if truth is None else ddf - truth, grid) for key, ddf in answers.items()}
+    most = max(float(each.max()) for each in far.values())
+
+    def render(state: State) -> Figure:
+        at, chosen = moved(first, state), state[name]
+        ddf = answers[chosen]
+        warped = warp(moving, ddf, padding="zeros", **grids)
+        words = "voxels move" if truth is None else "off the truth"
+        slots = [
+            canvas.slot(at, canvas.titled("fixed", at), color=canvas.FIXED_COLOR),
+            canvas.slot(at, f"warped, {chosen}", color=canvas.WARPED_COLOR),
+            canvas.slot(at, f"{words}, mean {float(far[chosen].mean()):.1f} mm", right=canvas.BAR_IN),
+        ]
+        figure, panels = canvas.panels([slots])
+        canvas.gray(panels[0], at, at.cut(fixed), plot.window(fixed))
+        canvas.gray(panels[1], at, at.cut(warped), plot.window(moving))
+        picture = canvas.amounts(panels[2], at, at.cut(far[chosen]), most)
+        canvas.color_bar(panels[2], picture, "mm")
+        if labeled:
+            there = warp(images["moving_label"], ddf, padding="zeros", **grids)
+            canvas.outlines(panels[0], at, _numbered(there[0]))
+            for panel in panels:
+                canvas.outlines(panel, at, _numbered(images["fixed_label"][0]), truth=True)
+        return figure
+
+    return render, {name: Choice((*answers,), next(iter(answers))), **through(first)}
+
+
+def _grid(item: Item, role: str) -> Grid:
+    """Of an item, or of the one pair of a batch."""
+    grid = item[f"{role}_grid"]
+    return grid if isinstance(grid, Grid) else grid[0]
+
+
+def _length_mm(ddf: Tensor, grid: Grid) -> Tensor:
+    return magnitude(convert_ddf(ddf, grid, to="world", from_="voxel"))
+
+
 def learning_curves(
     curves: Mapping[str, Sequence[float]], *, up: str, levels: Mapping[str, float] | None = None
 ) -> Figure:
@@ -239,4 +303,12 @@ def learning_curves(
     return figure
 
 
-__all__ = ["augmentation_dial", "contact_sheet", "header_dial", "learning_curves", "pair_dial", "scale_dial"]
+__all__ = [
+    "answer_dial",
+    "augmentation_dial",
+    "contact_sheet",
+    "header_dial",
+    "learning_curves",
+    "pair_dial",
+    "scale_dial",
+]
