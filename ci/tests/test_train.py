@@ -85,6 +85,8 @@ def test_epochs_that_are_done_are_not_done_again(pairs, tmp_path):
     assert go(5, out=tmp_path / "run").values("loss") == pytest.approx(whole, abs=1e-6)
     assert go(5, out=tmp_path / "run").values("loss") == pytest.approx(whole, abs=1e-6)
     assert len(go(1, out=tmp_path / "run", resume=False).records) == 1
+    assert [path.name for path in (tmp_path / "run" / "save").iterdir()] == ["epoch-000001.pt"]
+    assert go(3, out=tmp_path / "run").values("loss") == pytest.approx(whole[:3], abs=1e-6)
 
 
 def test_schedules_and_random_numbers_go_on_too(pairs, tmp_path):

@@ -179,9 +179,9 @@ def test_an_answer_is_shown_on_the_outlines_and_against_the_truth(shape):
     require_pure(*view)
     require_every_control_matters(*view)
     still, right = (view[0](start(view[1], after=name)) for name in answers)
-    assert right.axes[2].get_title() == "off the truth, mean 0.0 mm"
+    assert right.axes[2].get_title() == "mean error 0.0 mm"
     mean_mm = field.magnitude(field.convert_ddf(pair.truth.ddf, pair.fixed_grid, to="world", from_="voxel")).mean()
-    assert still.axes[2].get_title() == f"off the truth, mean {float(mean_mm):.1f} mm"
+    assert still.axes[2].get_title() == f"mean error {float(mean_mm):.1f} mm"
     assert [len(panel.collections) for panel in right.axes[:3]] == [2, 1, 1]
 
 
@@ -190,7 +190,7 @@ def test_an_answer_without_truth_or_labels_shows_how_far_voxels_move():
     item = {"fixed": torch.rand(1, 16, 16), "moving": torch.rand(1, 16, 16), "fixed_grid": grid, "moving_grid": grid}
     render, controls = widgets.answer_dial(item, {"net": torch.full((1, 2, 16, 16), 3.0)}, name="by")
     figure = render(start(controls))
-    assert figure.axes[2].get_title() == "voxels move, mean 8.5 mm"
+    assert figure.axes[2].get_title() == "mean shift 8.5 mm"
     assert not any(panel.collections for panel in figure.axes[:3])
     batch = {"fixed": item["fixed"][None], "moving": item["moving"][None], "fixed_grid": [grid], "moving_grid": [grid]}
     draw(widgets.answer_dial(batch, {"net": torch.zeros(1, 2, 16, 16)})[0]({"after": "net"}))

@@ -242,11 +242,11 @@ def answer_dial(
         at, chosen = moved(first, state), state[name]
         ddf = answers[chosen]
         warped = warp(moving, ddf, padding="zeros", **grids)
-        words = "voxels move" if truth is None else "off the truth"
+        words = "mean shift" if truth is None else "mean error"
         slots = [
             canvas.slot(at, canvas.titled("fixed", at), color=canvas.FIXED_COLOR),
             canvas.slot(at, f"warped, {chosen}", color=canvas.WARPED_COLOR),
-            canvas.slot(at, f"{words}, mean {float(far[chosen].mean()):.1f} mm", right=canvas.BAR_IN),
+            canvas.slot(at, f"{words} {float(far[chosen].mean()):.1f} mm", right=canvas.BAR_IN),
         ]
         figure, panels = canvas.panels([slots])
         canvas.gray(panels[0], at, at.cut(fixed), plot.window(fixed))
