@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import sys
 import time
@@ -20,6 +21,7 @@ import typer
 from typer.exceptions import Abort, TyperException
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+LOG_LEVEL = "REGLIB_LOG_LEVEL"  # environment variable
 
 app = typer.Typer(
     name="reglib",
@@ -220,7 +222,10 @@ def train(
     device: DeviceOption = Device.auto,
     threads: Threads = None,
 ) -> None:
-    """Train a network as DeepReg's configuration files say; a stopped run of the same name goes on."""
+    """Train a network as DeepReg's configuration files say; a stopped run of the same name goes on.
+
+    With REGLIB_LOG_LEVEL=INFO every epoch is told on stderr, with DEBUG every batch.
+    """
     from . import config as configuration
     from . import io
     from . import train as training
@@ -474,6 +479,10 @@ def main(arguments: list[str] | None = None) -> int:
     _keep_freed_memory()
     if arguments is None:  # this process is ours alone
         _seldom_look_for_garbage()
+    try:
+        _set_log_level(os.environ.get(LOG_LEVEL, "WARNING"))
+    except ValueError as error:
+        return _fail(str(error))
     command = typer.main.get_command(app)
     arguments = _as_deepreg_spells(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -525,6 +534,23 @@ def _warp_as_deepreg_spells(arguments: list[str]) -> list[str]:
         return arguments
     where = [] if any(word.partition("=")[0] in ("--out", "-o") for word in kept) else ["--out", "warped.nii.gz"]
     return ["warp", named["image"], named["ddf"], *kept, *where]
+
+
+def _set_log_level(wanted: str) -> None:
+    """What long commands say on stderr: a name of `logging`, or as DeepReg counts, 1 for DEBUG to 5 for CRITICAL.
+
+    Raises: ValueError for anything else.
+    """
+    names = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+    name = dict(zip("012345", ("DEBUG", *names), strict=True)).get(wanted, wanted.upper())
+    if name not in names:
+        raise ValueError(f"{LOG_LEVEL} must be {', '.join(names)} or a number from 0 to 5; got {wanted!r}.")
+    said = logging.StreamHandler()
+    said.setFormatter(logging.Formatter("reglib: %(message)s"))
+    logger = logging.getLogger("reglib")
+    logger.handlers[:] = [said]
+    logger.setLevel(name)
+    logger.propagate = False
 
 
 def _let_threads_sleep() -> None:

@@ -327,6 +327,26 @@ def test_every_method_is_trained_from_a_file(tmp_path, kind, variant, capsys):
     check_prediction(tmp_path / "logs" / "seen" / "test", kind, variant)
 
 
+@pytest.mark.parametrize(("level", "said"), [("INFO", "epoch 2 of 2"), ("1", "loss"), ("", "")])
+def test_a_training_tells_as_much_as_it_is_asked_to(tmp_path, level, said, capsys, monkeypatch):
+    if level:
+        monkeypatch.setenv("REGLIB_LOG_LEVEL", level)
+    path = write(tmp_path / "a.yaml", settings(make_scans(tmp_path / "scans", "paired"), "paired"))
+    words = ["train", "-c", str(path), "--log-dir", str(tmp_path), "-n", "run", "--device", "cpu"]
+    assert cli.main(words) == 0
+    told = capsys.readouterr().err
+    assert said in told if level else not told
+    assert told.count("\n") == {"INFO": 2, "1": 6}.get(level, 0)  # an epoch, and in detail a batch
+    assert cli.main(["predict", "-k", str(tmp_path / "run" / "best.pt"), "--log-dir", str(tmp_path), "-n", "seen"]) == 0
+    assert (" onto " in capsys.readouterr().err) == bool(level)
+
+
+def test_a_level_that_does_not_exist_is_said(capsys, monkeypatch):
+    monkeypatch.setenv("REGLIB_LOG_LEVEL", "loud")
+    assert cli.main(["doctor", "x.nii.gz"]) == 2
+    assert "REGLIB_LOG_LEVEL must be DEBUG, INFO" in capsys.readouterr().err
+
+
 def check_prediction(out, kind, variant):
     """The manual's files, with finite values."""
     with (out / "metrics.csv").open() as file:

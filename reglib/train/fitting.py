@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -32,6 +33,7 @@ from .history import History, Record
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+logger = logging.getLogger(__name__)
 Objective = Callable[[Batch, Prediction], Any]  # gives a mapping of names to tensors of one number
 HISTORY, BEST, SAVE = "history.csv", "best.pt", "save"
 LAUNCHED = "LT_CLI_USED"  # by `fabric run`, which has chosen devices and precision
@@ -100,7 +102,10 @@ def fit(
         try:
             for epoch in range(len(history.records), epochs):
                 record = run.epoch(epoch, batches, valid)
-                bar.set_postfix({k: f"{v:.4g}" for k, v in record.items() if k not in ("epoch", "seconds", "lr")})
+                told = {k: f"{v:.4g}" for k, v in record.items() if k not in ("epoch", "seconds", "lr")}
+                bar.set_postfix(told)
+                terms = ", ".join(f"{name} {value}" for name, value in told.items())
+                logger.info("epoch %d of %d, %.3g s: %s", epoch + 1, epochs, record["seconds"], terms)
                 bar.update()
                 if run.has_waited():
                     history.stopped = f"{plan.monitor} found no new low in {patience} epochs"
@@ -173,6 +178,7 @@ def _go_on(folder: Path, network: nn.Module, optimizer: Any, scheduler: Any, his
     if scheduler is not None:
         scheduler.load_state_dict(found.scheduler)
     history.records[:] = found.history
+    logger.info("goes on after epoch %d, from %s", len(history.records), path)
     restore_random_states(found.random)
 
 
@@ -231,6 +237,7 @@ class _Run:
         with self.fabric.no_backward_sync(self.trained, enabled=not steps):
             terms = self.objective(batch, ask(self.trained, batch))
             loss = _sum(terms)
+            logger.debug("epoch %d, %s: loss %.6g", epoch + 1, batch.names, float(loss.detach()))
             if not bool(loss.detach().isfinite()):
                 raise FloatingPointError(
                     f"the loss became {float(loss.detach())} in epoch {epoch + 1}, at {batch.names} "

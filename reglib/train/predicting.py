@@ -13,6 +13,7 @@ folding_fraction are columns more.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ from .batches import Batch, ask, warped
 if TYPE_CHECKING:
     import pandas as pd
 
+logger = logging.getLogger(__name__)
 THRESHOLD = 0.5  # of a mask
 METRICS = ("image_ssd", "label_binary_dice", "label_tre", "label_hd95", "point_tre", "folding_fraction")
 
@@ -70,6 +72,7 @@ def predict(
             predictions = _asked(network, items, torch.device(device))
             for item, number, prediction in zip(items, numbers, predictions, strict=True):
                 lines += _one(item, _index(pairs, number), prediction, folder, labels, nifti, png)
+                logger.info("%s onto %s", item["moving_name"], item["fixed_name"])
                 bar.update()
     network.train(was)
     table = pd.DataFrame(lines)
