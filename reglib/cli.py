@@ -493,7 +493,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(error.format_message())
     except (Abort, KeyboardInterrupt):
         status = INTERRUPTED
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, MemoryError) as error:
         return _fail(str(error))
     if status == INTERRUPTED:
         return _fail("stopped; files that were already written are whole.", status=INTERRUPTED)

@@ -1,6 +1,7 @@
 """Training: what it learns, what it writes, and that a run that was stopped ends as one that was not."""
 
 import csv
+import itertools
 import os
 import subprocess
 import sys
@@ -475,3 +476,76 @@ def test_checkpoints_that_are_not_loaded(pairs, tmp_path, how):
     if how == "other":
         with pytest.raises(ValueError, match="of another network"):
             train.fit(made, batches(pairs), objective, epochs=2, out=out, progress=False)
+
+
+# -- memory -------------------------------------------------------------------------------------------------------
+def peak_mb(run):
+    """What the profiler saw alive at once, beyond what was there before."""
+    run()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        run()
+    changes = [(e.start_ns(), e.nbytes()) for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate(size for _, size in sorted(changes, key=lambda change: change[0]))) / 2**20
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "labels"),
+    [
+        (lambda: networks.voxelmorph(3), (56, 48, 60), 0),
+        (lambda: networks.localnet(3, initial=4), (44, 48, 50), 2),
+        (lambda: networks.unet(2, initial=8), (250, 300), 1),
+    ],
+)
+def test_the_memory_of_a_step_is_foreseen(make, shape, labels):
+    def alike(batch, prediction):
+        terms = {"lncc": losses.lncc_loss(train.warped(batch, prediction), batch["fixed"])}
+        if labels:
+            moved = train.warped(batch, prediction, "moving_label")
+            terms["dice"] = losses.dice_loss(moved.clamp(0, 1), batch["fixed_label"])
+        return terms
+
+    torch.manual_seed(0)
+    network = make()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    planned = train.estimate_memory(network, alike, shape, batch_size=2, labels=labels)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    batch = {f"{role}{kind}": torch.rand(2, n, *shape) for role in ("fixed", "moving") for kind, n in sides(labels)}
+    fixed_bytes = sum(x.numel() * 4 for x in batch.values()) / 2**20 + planned.weights * 3 / 4
+
+    def step():
+        network.zero_grad()
+        sum(alike(train.Batch(batch), train.ask(network, train.Batch(batch))).values()).backward()
+
+    def look():
+        with torch.no_grad():
+            train.ask(network, train.Batch(batch))
+
+    assert planned.step == pytest.approx(peak_mb(step) + fixed_bytes, rel=0.2)
+    assert planned.predict == pytest.approx(peak_mb(look) + fixed_bytes, rel=0.2)
+    assert train.estimate_memory(network, alike, shape, labels=labels).step < 0.6 * planned.step
+
+
+def sides(labels):
+    return [("", 1), ("_label", labels)] if labels else [("", 1)]
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("can't allocate memory")]
+)
+def test_lack_of_memory_is_one_sentence(pairs, error):
+    def greedy(batch, prediction):
+        raise error
+
+    with pytest.raises(MemoryError, match=r"out of memory in epoch 1, at .* -> .*; halve the batch size, .*bf16"):
+        train.fit(network(), batches(pairs), greedy, epochs=1, progress=False)
+
+    def wrong(batch, prediction):
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        train.fit(network(), batches(pairs), wrong, epochs=1, progress=False)
+
+
+def test_a_plan_is_for_one_dimension():
+    with pytest.raises(ValueError, match=r"shape must be 3 sizes of at least 1.*got \(64, 64\)"):
+        train.estimate_memory(networks.voxelmorph(3), objective, (64, 64))

@@ -8,20 +8,23 @@
 
 The objective is the reader's; `fit` knows no loss by name. `batches` asks the network and warps what a batch holds,
 `fitting` is the loop, `history` what it noted, `checkpoints` what it can go on from, `predicting` what it says of a
-whole data set.
+whole data set, `memory` what it will take.
 """
 
 from .batches import Batch, ask, scores, warped
 from .checkpoints import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from .fitting import evaluate, fit, overfit_one_pair
 from .history import History
+from .memory import Memory, estimate_memory
 from .predicting import predict
 
 __all__ = [
     "Batch",
     "Checkpoint",
     "History",
+    "Memory",
     "ask",
+    "estimate_memory",
     "evaluate",
     "fit",
     "latest_checkpoint",

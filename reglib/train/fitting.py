@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ def fit(
     A keyboard interrupt ends it with the history so far.
 
     Raises: ValueError before any work for what does not fit, or for a batch with NaN; FloatingPointError with the names
-        of the batch if the loss diverges. What was saved stays.
+        of the batch if the loss diverges; MemoryError with what to do. What was saved stays.
     """
     plan = _Plan(epochs, clip, accumulate, patience, monitor or ("loss" if valid is None else "valid_loss"), save_every)
     fabric = _fabric(device, precision)
@@ -224,7 +225,8 @@ class _Run:
         for batch, last in _with_last(batches):
             count += 1
             steps = last or count % self.plan.accumulate == 0
-            terms = self._step(Batch(batch).to(self.fabric.device), epoch, steps)
+            with _sentence_for_lack_of_memory(Batch(batch), epoch):
+                terms = self._step(Batch(batch).to(self.fabric.device), epoch, steps)
             totals = {name: totals.get(name, 0.0) + value for name, value in terms.items()}
         if count == 0:
             raise ValueError("there is no batch in an epoch; are there fewer pairs than batch_size?")
@@ -236,7 +238,7 @@ class _Run:
         _require_finite(batch)
         with self.fabric.no_backward_sync(self.trained, enabled=not steps):
             terms = self.objective(batch, ask(self.trained, batch))
-            loss = _sum(terms)
+            loss = total(terms)
             logger.debug("epoch %d, %s: loss %.6g", epoch + 1, batch.names, float(loss.detach()))
             if not bool(loss.detach().isfinite()):
                 raise FloatingPointError(
@@ -280,7 +282,7 @@ def _epoch_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
 
 
-def _sum(terms: Any) -> Tensor:
+def total(terms: Any) -> Tensor:
     """The loss of an objective's terms.
 
     Raises: ValueError if they are not named numbers.
@@ -296,6 +298,21 @@ def _sum(terms: Any) -> Tensor:
             f"each term must be one number; {several[0]} is {tuple(terms[several[0]].shape)}; take its mean."
         )
     return torch.stack([value.reshape(()) for value in terms.values()]).sum()
+
+
+@contextmanager
+def _sentence_for_lack_of_memory(batch: Batch, epoch: int) -> Iterator[None]:
+    """What torch says of it in a page of numbers, in one sentence with what to do."""
+    try:
+        yield
+    except RuntimeError as error:  # of which a GPU's is a kind; the CPU has none of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        size = " x ".join(map(str, batch["fixed"].shape))
+        raise MemoryError(
+            f"out of memory in epoch {epoch + 1}, at {batch.names} (batch x channels x sizes: {size}); halve the batch "
+            'size, give precision="bf16-mixed" or smaller images; train.estimate_memory foresees what a step takes.'
+        ) from None
 
 
 def _require_finite(batch: Batch) -> None:
@@ -330,7 +347,7 @@ def evaluate(
         pairs = scores(batch, prediction)
         if objective is not None:
             terms = objective(batch, prediction)
-            values = {"loss": float(_sum(terms)), **{name: float(value) for name, value in terms.items()}}
+            values = {"loss": float(total(terms)), **{name: float(value) for name, value in terms.items()}}
             pairs = [pair | values for pair in pairs]
         found += pairs
     network.train(was)
