@@ -212,6 +212,7 @@ def test_the_score_table_writes_all_numbers_and_is_loud_where_asked():
     assert [label.get_text() for label in panel.get_xticklabels()] == ["x", "y"]
     with pytest.raises(ValueError, match="at least one row"):
         widgets.score_table({})
+    assert widgets.score_table({"a": {"nearer by %": -20.0}, "b": {"nearer by %": 5.0}}).axes[0].texts
 
 
 def test_smoothing_is_by_millimeters():

@@ -379,7 +379,8 @@ def score_table(
     panel = figure.subplots()
     left = max(0.11, 0.012 * max(map(len, scores)))
     figure.subplots_adjust(left=left, right=0.99, bottom=0.02, top=1 - 0.85 / (0.9 + 0.42 * len(scores)))
-    share = np.log1p(values) / max(float(np.log1p(values).max()), 1e-12)
+    size = np.log1p(values.clip(min=0))  # a loss below 0 is as pale as can be
+    share = size / max(float(size.max()), 1e-12)
     panel.imshow(1 - share if high_is_good else share, cmap="Blues", vmin=0, vmax=1.5, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         flagged = loud(float(value))
