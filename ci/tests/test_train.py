@@ -546,6 +546,12 @@ def test_lack_of_memory_is_one_sentence(pairs, error):
         train.fit(network(), batches(pairs), wrong, epochs=1, progress=False)
 
 
+def test_a_network_too_deep_for_small_probes_is_planned_too():
+    deep = networks.unet(2, initial=1, depth=8)
+    planned = train.estimate_memory(deep, lambda batch, found: {"far": found.ddf.square().mean()}, (512, 512))
+    assert 0 < planned.predict <= planned.step
+
+
 def test_a_plan_is_for_one_dimension():
     with pytest.raises(ValueError, match=r"shape must be 3 sizes of at least 1.*got \(64, 64\)"):
         train.estimate_memory(networks.voxelmorph(3), objective, (64, 64))
