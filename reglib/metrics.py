@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Labels = Shaped[Tensor, "1 c *s"]
+MANY = 1 << 16  # values of labels that are still counted in one table
 
 
 # -- overlap ----------------------------------------------------------------------------------------------------
@@ -58,11 +59,14 @@ def _counts(a: Tensor, b: Tensor, labels: Sequence[int] | None) -> dict[int, tup
 
 def _sizes(labels: Tensor) -> dict[int, int]:
     """Number of voxels of each structure that is there."""
-    if labels.shape[1] == 1:
-        values, counts = labels.unique(return_counts=True)
-        return {int(k): n for k, n in zip(values.tolist(), counts.tolist(), strict=True) if k != 0}
-    counts = (labels > 0).flatten(2).sum(-1)[0]
-    return {k: n for k, n in enumerate(counts.tolist(), start=1) if n}
+    if labels.shape[1] > 1:
+        counts = (labels > 0).flatten(2).sum(-1)[0]
+        return {k: n for k, n in enumerate(counts.tolist(), start=1) if n}
+    if not labels.is_floating_point() and int(labels.min()) >= 0 and int(labels.max()) < MANY:
+        counts = labels.flatten().long().bincount()  # ten times faster than to sort them
+        return {k: n for k, n in enumerate(counts.tolist()) if n and k != 0}
+    values, counts = labels.unique(return_counts=True)
+    return {int(k): n for k, n in zip(values.tolist(), counts.tolist(), strict=True) if k != 0}
 
 
 def present_labels(a: Labels, b: Shaped[Tensor, "1 c *t"]) -> list[int]:

@@ -83,7 +83,7 @@ class Pace:
 
 
 PACES = {
-    "fast": Pace((15, 20, 15), lr=0.4, first_sigma=3.0),
+    "fast": Pace((15, 20, 8), lr=0.6, first_sigma=3.0),
     "accurate": Pace((30, 40, 60), lr=0.2, first_sigma=8.0, oversampling=2),
 }
 AROUND = 50  # local contrast looks this share of the longest side around a voxel: 4 mm in a head
@@ -142,7 +142,8 @@ def load_case(
     for first, second, name in ((fixed_labels, moving_labels, "labels"), (fixed_points, moving_points, "points")):
         if (first is None) != (second is None):
             raise ValueError(f"give --fixed-{name} and --moving-{name} together, or neither; only one was given.")
-    images = [io.load_image(path) for path in (fixed, moving)]
+    with ThreadPoolExecutor(max_workers=2) as readers:  # most of reading is to uncompress, on one core a file
+        images = list(readers.map(io.load_image, (fixed, moving)))
     grids = [grid for _, grid in images]
     if grids[0].dim != grids[1].dim:
         raise ValueError(
@@ -154,9 +155,11 @@ def load_case(
             raise ValueError(
                 f"{path} is constant ({float(image.min()):g}); there is nothing to align. Is it the right file?"
             )
-    labels = [
-        io.load_labels(p, grid=g)[0] if p else None for p, g in zip((fixed_labels, moving_labels), grids, strict=True)
-    ]
+    with ThreadPoolExecutor(max_workers=2) as readers:
+        read = readers.map(
+            lambda p, g: io.load_labels(p, grid=g)[0] if p else None, (fixed_labels, moving_labels), grids
+        )
+        labels = list(read)
     masks = [io.load_mask(p, grid=g)[0] if p else None for p, g in zip((fixed_mask, moving_mask), grids, strict=True)]
     points = [io.load_points(p) if p else None for p in (fixed_points, moving_points)]
     _check_points(points, grids[0].dim)
