@@ -370,3 +370,16 @@ def test_a_network_learns_to_move_one_image_onto_another():
 def test_one_sentence_for_what_does_not_fit(call, words):
     with pytest.raises(ValueError, match=words):
         call(SMALL["displacement"](2))
+
+
+@pytest.mark.parametrize("initial", [4, 16])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_first_step_of_adam_moves_an_affine_network_by_little(dim, initial):
+    torch.manual_seed(0)
+    network = networks.globalnet(dim, initial=initial)
+    fixed, moving = torch.rand(2, 2, 1, *[48] * dim)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    losses.mse_loss(field.warp(moving, network(fixed, moving).ddf + 1.5), fixed).backward()
+    optimizer.step()
+    moved = network(fixed, moving).ddf.detach().abs().max()
+    assert 0.5 < float(moved) < 4.8  # at most a tenth of the image; 47 to 1000 voxels where features are summed

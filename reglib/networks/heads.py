@@ -21,6 +21,9 @@ from .prediction import Prediction
 
 SMALL = 1e-5  # spread of a field's first weights: nearly nothing moves
 ANTIALIAS = 0.44  # sigma of the smoothing before control points are read, in their distances
+GAIN = (
+    40.0  # of the mean that an affine head reads; Adam's first step of 1e-3 moves the rim by a twentieth of the image
+)
 LATTICE = 4  # cells along each axis in which an affine head looks where features are
 
 
@@ -129,22 +132,25 @@ class AffineHead(nn.Module):
     """A matrix, the identity at first, and its ddf.
 
     The features are averaged in `LATTICE` cells along each axis, so that any size will do and what is where still
-    counts. The numbers are read in coordinates from -1 to 1 about the middle of the image.
+    counts. The numbers are read in coordinates from -1 to 1 about the middle of the image, as means over the features,
+    not sums: a step of Adam, which changes all weights alike, would else push the image out of sight or turn it inside
+    out, the further the more features there are.
 
-    Differs: DeepReg reads all voxels of the last level, and so is made for one size.
+    Differs: DeepReg reads all voxels of the last level, and so is made for one size; and it sums.
     """
 
     def __init__(self, dim: int, channels: Mapping[int, int]) -> None:
         super().__init__()
         (self.level,) = channels
-        self.linear = nn.Linear(channels[self.level] * LATTICE**dim, dim * (dim + 1))
+        read = channels[self.level] * LATTICE**dim
+        self.linear, self.gain = nn.Linear(read, dim * (dim + 1)), GAIN / read
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Features, shape: Sequence[int], size: Sequence[int]) -> Prediction:
         d, x = len(size), features[self.level]
         pool = functional.adaptive_avg_pool2d if d == 2 else functional.adaptive_avg_pool3d
-        moves = self.linear(pool(x, LATTICE).flatten(1)).reshape(-1, d, d + 1)
+        moves = self.gain * self.linear(pool(x, LATTICE).flatten(1)).reshape(-1, d, d + 1)
         whole = functional.pad(moves.double(), (0, 0, 0, 1)) + torch.eye(d + 1, dtype=torch.float64, device=x.device)
         cube = _cube_from_voxel(size).to(x.device)
         affine = torch.linalg.inv(cube) @ whole @ cube
