@@ -35,12 +35,21 @@ class VoxelMorphUNet(Backbone):
     Args:
         encoder, decoder: channels of each level; as many of both.
         final: channels of the convolutions at full size.
+        half: leave out the last enlargement; `final` is at half the size, and so are the features.
 
-    Source: Balakrishnan et al. 2019, doi:10.1109/TMI.2019.2897538, in the form of the published PyTorch code 0.2.
+    Source: Balakrishnan et al. 2019, doi:10.1109/TMI.2019.2897538, in the form of the published PyTorch code 0.2, where
+    `half` is `unet_half_res`.
     """
 
     def __init__(
-        self, dim: int, channels: int, *, encoder: Sequence[int], decoder: Sequence[int], final: Sequence[int]
+        self,
+        dim: int,
+        channels: int,
+        *,
+        encoder: Sequence[int],
+        decoder: Sequence[int],
+        final: Sequence[int],
+        half: bool = False,
     ) -> None:
         super().__init__()
         if len(encoder) != len(decoder) or not encoder or not final:
@@ -55,11 +64,14 @@ class VoxelMorphUNet(Backbone):
         for out, skip in zip(decoder, reversed(encoder), strict=True):
             self.decoder.append(convolution(dim, before, out))
             before = out + skip
+        if half:
+            before = decoder[-1]
         for out in final:
             self.final.append(convolution(dim, before, out))
             before = out
         self.pool = layer("MaxPool", dim)(2)
-        self.multiple, self.channels = 2 ** len(encoder), {0: before}
+        self.level = int(half)
+        self.multiple, self.channels = 2 ** len(encoder), {self.level: before}
 
     def forward(self, x: Tensor) -> Features:
         skips = []
@@ -69,11 +81,12 @@ class VoxelMorphUNet(Backbone):
             x = self.pool(x)
         first, *later = self.decoder
         x = functional.leaky_relu(first(x), SLOPE, inplace=True)
-        for each in (*later, self.final[0]):
+        enlarged = (*later, *self.final[: 1 - self.level])
+        for each in enlarged:
             x = functional.leaky_relu(after_enlargement(each, x, skips.pop()), SLOPE, inplace=True)
-        for each in self.final[1:]:
+        for each in self.final[1 - self.level :]:
             x = functional.leaky_relu(each(x), SLOPE, inplace=True)
-        return {0: x}
+        return {self.level: x}
 
 
 class UNet(Backbone):

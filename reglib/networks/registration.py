@@ -137,6 +137,7 @@ def voxelmorph(
     downsampling: int = 2,
     control_points: int | Sequence[int] | None = None,
     channels: int = 1,
+    half: bool = False,
     published: bool = False,
 ) -> RegistrationNetwork:
     """VoxelMorph: a U-Net, and a velocity at half the resolution whose flow is the ddf.
@@ -147,10 +148,11 @@ def voxelmorph(
         output: "velocity", or "ddf" for a displacement without integration.
         steps, downsampling, published: see `heads.Velocity`.
         control_points: distance of B-spline control points, voxels; None for a field of every voxel.
+        half: do not enlarge to full size for a velocity that lives at half of it: a step takes a third of the time.
 
     Source: Balakrishnan et al. 2019, doi:10.1109/TMI.2019.2897538; Dalca et al. 2019, doi:10.1016/j.media.2019.07.006.
     """
-    backbone = VoxelMorphUNet(dim, 2 * channels, encoder=encoder, decoder=decoder, final=final)
+    backbone = VoxelMorphUNet(dim, 2 * channels, encoder=encoder, decoder=decoder, final=final, half=half)
     flow = {"steps": steps, "downsampling": downsampling, "published": published}
     head = _head(dim, backbone, output, control_points, flow)
     return RegistrationNetwork(dim, backbone, head, channels=channels)
