@@ -83,7 +83,7 @@ class Pace:
 
 
 PACES = {
-    "fast": Pace((15, 20, 8), lr=0.6, first_sigma=3.0),
+    "fast": Pace((20, 30, 10), lr=0.5, first_sigma=3.0),
     "accurate": Pace((30, 40, 60), lr=0.2, first_sigma=8.0, oversampling=2),
 }
 AROUND = 50  # local contrast looks this share of the longest side around a voxel: 4 mm in a head

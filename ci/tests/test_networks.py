@@ -13,6 +13,7 @@ from reglib.grid import Grid
 
 SMALL = {
     "voxelmorph": lambda d, **k: networks.voxelmorph(d, encoder=(4, 4), decoder=(4, 4), final=(4,), **k),
+    "half": lambda d, **k: networks.voxelmorph(d, encoder=(4, 4), decoder=(4, 4), final=(4,), half=True, **k),
     "displacement": lambda d, **k: networks.voxelmorph(d, encoder=(4,), decoder=(4,), final=(4,), output="ddf", **k),
     "unet": lambda d, **k: networks.unet(d, initial=2, depth=2, **k),
     "unet concat": lambda d, **k: networks.unet(d, initial=2, depth=2, pooling=False, concat_skip=True, **k),
@@ -55,7 +56,7 @@ def test_any_size_and_the_identity_at_first(name, d, size):
         assert found.ddf.shape == (2, d, *size)
         assert float(found.ddf.detach().abs().max()) < 0.01
         assert found.label is None
-        assert (found.velocity is not None) == (name in ("voxelmorph", "unet velocity"))
+        assert (found.velocity is not None) == (name in ("voxelmorph", "half", "unet velocity"))
         assert (found.affine is not None) == (name == "globalnet")
 
 

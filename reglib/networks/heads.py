@@ -150,7 +150,7 @@ class AffineHead(nn.Module):
     def forward(self, features: Features, shape: Sequence[int], size: Sequence[int]) -> Prediction:
         d, x = len(size), features[self.level]
         pool = functional.adaptive_avg_pool2d if d == 2 else functional.adaptive_avg_pool3d
-        moves = self.gain * self.linear(pool(x, LATTICE).flatten(1)).reshape(-1, d, d + 1)
+        moves = self.linear(self.gain * pool(x, LATTICE).flatten(1)).reshape(-1, d, d + 1)
         whole = functional.pad(moves.double(), (0, 0, 0, 1)) + torch.eye(d + 1, dtype=torch.float64, device=x.device)
         cube = _cube_from_voxel(size).to(x.device)
         affine = torch.linalg.inv(cube) @ whole @ cube
