@@ -418,6 +418,17 @@ def test_divergence_is_said_with_the_names(pairs, tmp_path):
     assert train.latest_checkpoint(tmp_path / "run" / "save").name == "epoch-000001.pt"
 
 
+def test_a_gradient_that_is_not_finite_is_said_before_the_step(pairs):
+    def steep(batch, prediction):
+        return {"root": (0 * prediction.ddf).sum().sqrt()}  # 0, and its slope is 0 times infinity
+
+    net = network()
+    before = [x.detach().clone() for x in net.parameters()]
+    with pytest.raises(FloatingPointError, match=r"gradient became nan in epoch 1, at case\d -> case\d \(root 0\)"):
+        train.fit(net, batches(pairs), steep, epochs=1, clip=1.0, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
 def test_a_batch_with_nan_is_named(pairs):
     batch = next(iter(batches(pairs)))
     batch["moving"][0, 0, 3, 3] = float("nan")

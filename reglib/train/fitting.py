@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 Objective = Callable[[Batch, Prediction], Any]  # gives a mapping of names to tensors of one number
 HISTORY, BEST, SAVE = "history.csv", "best.pt", "save"
 LAUNCHED = "LT_CLI_USED"  # by `fabric run`, which has chosen devices and precision
+SAVED = "what was saved is of the epoch before"
 SIBLINGS = "LOCAL_WORLD_SIZE"  # processes on this machine, where `torchrun` has made them
 
 
@@ -240,19 +241,25 @@ class _Run:
             terms = self.objective(batch, ask(self.trained, batch))
             loss = total(terms)
             logger.debug("epoch %d, %s: loss %.6g", epoch + 1, batch.names, float(loss.detach()))
+            told = f"in epoch {epoch + 1}, at {batch.names} ({_in_words(terms)})"
             if not bool(loss.detach().isfinite()):
                 raise FloatingPointError(
-                    f"the loss became {float(loss.detach())} in epoch {epoch + 1}, at {batch.names} "
-                    f"({', '.join(f'{name} {float(value.detach()):.4g}' for name, value in terms.items())}); lower lr, "
-                    "or clip the gradient; what was saved is of the epoch before."
+                    f"the loss became {float(loss.detach())} {told}; lower lr, or clip the gradient; {SAVED}."
                 )
             self.fabric.backward(loss / self.plan.accumulate)
         if steps:
             if self.plan.clip is not None:
-                self.fabric.clip_gradients(self.trained, self.optimizer, max_norm=self.plan.clip)
+                self._clip(self.plan.clip, told)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return {"loss": loss.detach(), **{name: value.detach() for name, value in terms.items()}}
+
+    def _clip(self, most: float, told: str) -> None:
+        norm: Any = self.fabric.clip_gradients(self.trained, self.optimizer, max_norm=most, error_if_nonfinite=False)
+        if not bool(norm.isfinite()):
+            raise FloatingPointError(
+                f"the gradient became {float(norm)} {told}; lower lr, or train in 32 bits if it was in 16; {SAVED}."
+            )
 
     def has_waited(self) -> bool:
         """Whether the last low of `monitor` is too long ago."""
@@ -280,6 +287,10 @@ class _Run:
 
 def _epoch_of(path: Path) -> int:
     return int(path.stem.rpartition("-")[2])
+
+
+def _in_words(terms: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in terms.items())
 
 
 def total(terms: Any) -> Tensor:
