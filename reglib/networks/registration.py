@@ -148,7 +148,7 @@ def voxelmorph(
         output: "velocity", or "ddf" for a displacement without integration.
         steps, downsampling, published: see `heads.Velocity`.
         control_points: distance of B-spline control points, voxels; None for a field of every voxel.
-        half: do not enlarge to full size for a velocity that lives at half of it; in bfloat16 a step takes half the time.
+        half: do not enlarge to full size for a velocity that lives at half of it; bfloat16 steps take half the time.
 
     Source: Balakrishnan et al. 2019, doi:10.1109/TMI.2019.2897538; Dalca et al. 2019, doi:10.1016/j.media.2019.07.006.
     """
