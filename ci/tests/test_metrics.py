@@ -74,6 +74,14 @@ def test_overlap_by_hand():
     assert metrics.jaccard(a, b) == {1: 18 / 42}
 
 
+@pytest.mark.parametrize("change", [lambda x: x.double(), lambda x: x * 100_000, lambda x: -x, lambda x: x.byte()])
+def test_labels_of_any_type_and_size_are_counted_alike(change):
+    a, b = blobs(3, seed=1), blobs(3, seed=2)
+    found, expected = metrics.dice(change(a), change(b)), metrics.dice(a, b)
+    assert len(expected) > 1
+    assert sorted(found.values()) == sorted(expected.values())
+
+
 def test_labels_in_one_image_only_are_left_out_unless_asked_for():
     a, b = box(3, (1, 2, 1), (5, 9, 4)), box(3, (1, 2, 1), (5, 9, 4))
     a[..., -1] = 7
