@@ -74,22 +74,26 @@ PACKAGES = ("reglib", "torch", "numpy", "nibabel")
 
 @dataclass(frozen=True)
 class Pace:
-    """How long the deformable part may take: the most steps of each level, coarse to fine, and how they are taken."""
+    """How long the deformable part may take: the most steps of each level, coarse to fine, and how they are taken.
+
+    `align_patience` is of the linear alignment before it, which a bend that follows need not wait for long.
+    """
 
     steps: tuple[int, int, int]
     lr: float
     first_sigma: float
     oversampling: int = 1
+    align_patience: int = 10
 
 
 PACES = {
-    "fast": Pace((20, 30, 10), lr=0.5, first_sigma=3.0),
+    "fast": Pace((20, 30, 10), lr=0.5, first_sigma=3.0, align_patience=5),
     "accurate": Pace((30, 40, 60), lr=0.2, first_sigma=8.0, oversampling=2),
 }
 AROUND = 50  # local contrast looks this share of the longest side around a voxel: 4 mm in a head
 BESIDE_LOCAL = 0.2  # weight of the images themselves beside their local contrast
 FINEST_SIGMA = 0.8  # voxels of a level
-ALIGN_TOLERANCE = 1e-3  # the linear alignment ends when ten steps gain less than this share of the loss
+ALIGN_TOLERANCE = 1e-3  # the linear alignment ends when `align_patience` steps gain less than this share of the loss
 SPLINES: dict[str, Any] = {"optimizer": Lbfgs, "lr": 2.0, "tolerance": 1e-3}  # few parameters: to search lines pays
 
 
@@ -284,7 +288,7 @@ def _align(fixed: Tensor, moving: Tensor, case: Case, settings: Settings, option
         masks=(case.fixed_mask, case.moving_mask),
         levels=levels,
         steps=(60, 40)[: len(levels)],
-        options=replace(options, tolerance=ALIGN_TOLERANCE),
+        options=replace(options, tolerance=ALIGN_TOLERANCE, patience=PACES[settings.quality].align_patience),
     )
 
 
