@@ -217,6 +217,7 @@ def train(
     ckpt_path: Annotated[Path | None, typer.Option("--ckpt-path", "-k", help="A checkpoint to begin from.")] = None,
     num_workers: Annotated[int, typer.Option(help="Processes that read.")] = 0,
     module: Annotated[list[str] | None, typer.Option(help="Modules that register losses or networks.")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write what TensorBoard shows.")] = False,
     gpu: Annotated[str | None, typer.Option("--gpu", "-g", help='DeepReg\'s: "" is the CPU.')] = None,
     gpu_allow_growth: Annotated[bool, typer.Option("--gpu-allow-growth", "-gr", hidden=True)] = False,
     device: DeviceOption = Device.auto,
@@ -253,6 +254,7 @@ def train(
         valid=made.batches("valid"),
         optimizer=made.optimizer,
         save_every=settings.train.save_period,
+        tensorboard=tensorboard,
         device="cpu" if gpu == "" else device.value,
         progress=sys.stderr.isatty(),
     )

@@ -77,6 +77,33 @@ def test_a_training_learns_and_writes_what_it_noted(pairs, tmp_path):
         history.values("accuracy")
 
 
+def shown_by_tensorboard(folder):
+    """{column: {epoch: value}} of a folder of events."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    return {name: {e.step: e.value for e in events.Scalars(name)} for name in events.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_the_history_and_no_epoch_twice_after_a_resume(pairs, tmp_path):
+    out, how = tmp_path / "run", {"valid": batches(pairs), "tensorboard": True, "progress": False}
+    train.fit(network(), batches(pairs), objective, epochs=2, out=out, **how)
+    history = train.fit(network(), batches(pairs), objective, epochs=3, out=out, **how)
+    learned, held_out = (shown_by_tensorboard(out / "tensorboard" / split) for split in ("train", "valid"))
+    assert list(learned["loss"]) == list(held_out["loss"]) == [1, 2, 3]
+    assert list(learned["loss"].values()) == pytest.approx(history.values("loss"))
+    assert list(held_out["dice"].values()) == pytest.approx(history.values("valid_dice"))
+    assert {"mse", "smooth", "lr", "seconds"} < set(learned)
+
+
+def test_tensorboard_needs_a_folder_and_the_package(pairs, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="give out="):
+        train.fit(network(), batches(pairs), objective, epochs=1, tensorboard=True, progress=False)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"pip install 'reglib\[tensorboard\]'"):
+        train.fit(network(), batches(pairs), objective, epochs=1, out=tmp_path, tensorboard=True, progress=False)
+
+
 def test_epochs_that_are_done_are_not_done_again(pairs, tmp_path):
     def go(epochs, **more):
         return train.fit(network(), batches(pairs), objective, epochs=epochs, lr=1e-3, progress=False, **more)

@@ -29,14 +29,14 @@ from .checkpoints import (
     restore_random_states,
     save_checkpoint,
 )
-from .history import History, Record
+from .history import Board, History, Record
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 logger = logging.getLogger(__name__)
 Objective = Callable[[Batch, Prediction], Any]  # gives a mapping of names to tensors of one number
-HISTORY, BEST, SAVE = "history.csv", "best.pt", "save"
+HISTORY, BEST, SAVE, BOARD = "history.csv", "best.pt", "save", "tensorboard"
 LAUNCHED = "LT_CLI_USED"  # by `fabric run`, which has chosen devices and precision
 SAVED = "what was saved is of the epoch before"
 SIBLINGS = "LOCAL_WORLD_SIZE"  # processes on this machine, where `torchrun` has made them
@@ -59,6 +59,7 @@ def fit(
     monitor: str | None = None,
     save_every: int = 0,
     resume: bool = True,
+    tensorboard: bool = False,
     device: str = "auto",
     precision: Any = "32-true",
     progress: bool = True,
@@ -80,6 +81,7 @@ def fit(
         save_every: keep a checkpoint of every so many epochs; 0 keeps the last alone.
         resume: go on from the last checkpoint in `out`, to the losses of a run that was never stopped; False begins
             anew, and with its first epoch the checkpoints of the earlier run go.
+        tensorboard: also show each epoch in TensorBoard, from `out`/tensorboard; needs the extra of that name.
         device: "auto", "cpu" or "cuda".
         precision: of Lightning Fabric, such as "bf16-mixed".
 
@@ -96,6 +98,11 @@ def fit(
     history, folder = History(), None if out is None else io.require_writable(Path(out))
     if folder is not None and resume:
         _go_on(folder / SAVE, network, made, schedule, history)
+    board = None
+    if tensorboard and folder is None:
+        raise ValueError("tensorboard=True writes into out, and there is none; give out=....")
+    if tensorboard and folder is not None and fabric.is_global_zero:
+        board = Board(folder / BOARD, history)
     _share_out(batches, fabric)
     trained, stepper = fabric.setup(network, made)
     run = _Run(fabric, trained, stepper, schedule, objective, plan, history, folder, network)
@@ -104,6 +111,8 @@ def fit(
         try:
             for epoch in range(len(history.records), epochs):
                 record = run.epoch(epoch, batches, valid)
+                if board is not None:
+                    board.write(record)
                 told = {k: f"{v:.4g}" for k, v in record.items() if k not in ("epoch", "seconds", "lr")}
                 bar.set_postfix(told)
                 terms = ", ".join(f"{name} {value}" for name, value in told.items())
@@ -114,6 +123,9 @@ def fit(
                     break
         except KeyboardInterrupt:
             history.stopped = f"interrupted in epoch {len(history.records) + 1}; it is not counted"
+        finally:
+            if board is not None:
+                board.close()
     return history
 
 

@@ -7,6 +7,7 @@ import io as text
 import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import io
@@ -63,3 +64,39 @@ class History:
 
 def _finite(value: float) -> float:
     return value if math.isfinite(value) else math.inf
+
+
+class Board:
+    """The history as TensorBoard shows it: a chart for each column, with a curve of training and one of validation.
+
+    What an earlier run left in the folder is told anew from `history`, so that no epoch is there twice.
+
+    Raises: ValueError if TensorBoard is not installed.
+    """
+
+    def __init__(self, folder: Path, history: History) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ValueError(
+                "TensorBoard is not installed; pip install 'reglib[tensorboard]', or do without: history.csv holds the "
+                "same numbers."
+            ) from None
+        for old in folder.glob("*/events.out.tfevents.*"):
+            old.unlink()
+        self._writers = {split: SummaryWriter(str(folder / split)) for split in ("train", "valid")}
+        for record in history.records:
+            self.write(record)
+
+    def write(self, record: Record) -> None:
+        """One epoch more."""
+        for name, value in record.items():
+            split = "valid" if name.startswith("valid_") else "train"
+            if name != "epoch":
+                self._writers[split].add_scalar(name.removeprefix("valid_"), value, int(record["epoch"]))
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
