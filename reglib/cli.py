@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, help="Folders of scans.")
 app.add_typer(data_app, name="data")
+retina_app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, help="Photographs of eyes.")
+app.add_typer(retina_app, name="retina")
 
 
 class Model(StrEnum):
@@ -68,6 +70,12 @@ class Scaling(StrEnum):
 class Alignment(StrEnum):
     rigid = "rigid"
     affine = "affine"
+
+
+class Estimator(StrEnum):
+    ransac = "ransac"
+    lmeds = "lmeds"
+    magsac = "magsac"
 
 
 class Part(StrEnum):
@@ -453,6 +461,60 @@ def _run_script(name: str, out: Path | None, words: list[str]) -> int:
     words = [*words, *([] if out is None else ["--out", str(out)])]
     status: int = script.run(name, module.make, getattr(module, "arrange", None), words)
     return status
+
+
+NetworkOption = Annotated[Path | None, typer.Option(help="A checkpoint of SuperRetina, instead of SIFT.")]
+SizeOption = Annotated[int, typer.Option(min=64, help="Pixels along the longer side in which to look.")]
+RatioOption = Annotated[float, typer.Option(min=0.01, max=1.0, help="How much nearer a match than the next best.")]
+MethodOption = Annotated[Estimator, typer.Option(help="How to choose among matches.")]
+ThresholdOption = Annotated[float, typer.Option(min=0.1, help="Pixels within which a match agrees.")]
+OnePass = Annotated[bool, typer.Option("--one-pass", help="Do not look a second time at what was laid.")]
+
+
+@retina_app.command("align")
+def align_photographs(
+    query: Annotated[Path, typer.Argument(help="The photograph that moves.")],
+    reference: Annotated[Path, typer.Argument(help="The photograph that stays.")],
+    out: Out,
+    network: NetworkOption = None,
+    size: SizeOption = 768,
+    ratio: RatioOption = 0.8,
+    method: MethodOption = Estimator.ransac,
+    threshold: ThresholdOption = 5.0,
+    one_pass: OnePass = False,
+    threads: Threads = None,
+) -> None:
+    """Lay QUERY on REFERENCE; writes the homography, the warped photograph, measures and pictures to OUT."""
+    from . import retina
+
+    _device(Device.cpu, threads)
+    how = {"size": size, "ratio": ratio, "method": method.value, "threshold": threshold, "refine": not one_pass}
+    told = retina.align_files(query, reference, out, retina.aligner(network, **how))
+    print(f"{told['inliers']} of {told['matches']} matches agree; {told['seconds']:.2f} s")
+    print(out)
+
+
+@retina_app.command("evaluate")
+def evaluate_photographs(
+    folder: Annotated[Path, typer.Argument(help="In the layout of FIRE or VARIA.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of pairs.csv and metrics.json.")] = Path("scores"),
+    network: NetworkOption = None,
+    size: SizeOption = 768,
+    ratio: RatioOption = 0.8,
+    method: MethodOption = Estimator.ransac,
+    threshold: ThresholdOption = 5.0,
+    one_pass: OnePass = False,
+    threads: Threads = None,
+) -> None:
+    """Align every pair of FOLDER and score it as the field does."""
+    from . import retina
+
+    _device(Device.cpu, threads)
+    how = {"size": size, "ratio": ratio, "method": method.value, "threshold": threshold, "refine": not one_pass}
+    told = retina.evaluate_folder(folder, out, retina.aligner(network, **how), progress=sys.stderr.isatty())
+    for name, value in told.items():
+        print(f"{name:>20}  {value:.4g}")
+    print(out)
 
 
 def _device(device: Device, threads: int | None) -> Any:

@@ -30,7 +30,12 @@ TEST = requirements(EXTRAS["test"])
 
 
 # -- dependencies ----------------------------------------------------------------------------------------
-CONDA_NAMES = {"torch": "pytorch", "playwright": "playwright-python", "isal": "python-isal"}
+CONDA_NAMES = {
+    "torch": "pytorch",
+    "playwright": "playwright-python",
+    "isal": "python-isal",
+    "opencv-python-headless": "opencv",
+}
 
 
 def test_environment_yml_says_what_pyproject_says():
@@ -99,6 +104,7 @@ ROOMS = {
     "optimize": GEOMETRY | {"transforms"},
     "networks": GEOMETRY,
     "train": GEOMETRY | {"data", "io", "metrics", "networks"},
+    "keypoints": {"filters", "field"},
     "plot": GEOMETRY | {"transforms", "metrics", "optimize"},
     "widgets": GEOMETRY | {"transforms", "metrics", "optimize", "plot"},
     "explorer": {"widgets", "plot"},
@@ -109,6 +115,7 @@ ROOMS["pipeline"] = set(ROOMS)  # what the command line does, as functions
 ROOMS["preparation"] = GEOMETRY | {"data", "io", "pipeline", "transforms"}
 ROOMS["monai_transforms"] = {"grid", "field", "optimize", "pipeline"}
 ROOMS["vis"] = GEOMETRY | {"explorer", "io", "plot"}  # moving pictures of files
+ROOMS["retina"] = {"io", "keypoints"}  # photographs of eyes, from files to files
 ROOMS["config"] = {"data", "losses", "networks", "train"}
 ROOMS["cli"] = set(ROOMS)
 

@@ -1,6 +1,7 @@
 """Subjects whose truth is known: brains and bodies bent by exact maps, and shapes drawn by rule.
 
-`maps` has the maps and what follows from them, `brains` and `bodies` what is bent, `scanners` what is seen of it.
+`maps` has the maps and what follows from them, `brains` and `bodies` what is bent, `scanners` what is seen of it;
+`eyes` are photographs of their own kind.
 """
 
 from .bodies import (
@@ -21,6 +22,7 @@ from .bodies import (
     thorax_pair,
 )
 from .brains import BRAIN_CENTER_MM, LABEL_NAMES, Template, brain_cohort, mni152
+from .eyes import Eye, EyePair, eye, retina_pair
 from .maps import Cohort, Pair, SmoothMap, Subject, Truth
 from .scanners import ct, mri, ultrasound
 from .shapes import circle, cshape, grid_lines, letter_f
@@ -34,6 +36,8 @@ __all__ = [
     "PROSTATE_LABELS",
     "SEQUENCES",
     "Cohort",
+    "Eye",
+    "EyePair",
     "Pair",
     "SmoothMap",
     "Subject",
@@ -45,6 +49,7 @@ __all__ = [
     "cshape",
     "ct",
     "digit_cohort",
+    "eye",
     "grid_lines",
     "head_cohort",
     "hippocampus_cohort",
@@ -55,6 +60,7 @@ __all__ = [
     "organ_cohort",
     "prostate_cohort",
     "prostate_pairs",
+    "retina_pair",
     "thorax_cohorts",
     "thorax_pair",
     "ultrasound",

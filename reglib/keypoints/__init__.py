@@ -1,0 +1,45 @@
+"""Two photographs of one eye: keypoints, matches, the homography between them, and how the field scores it.
+
+    query, reference = load_photo("query.jpg"), load_photo("refer.jpg")
+    found = align(query, reference)          # found.accepted, found.homography: query (x, y) -> reference (x, y)
+
+`photos` reads and prepares, `network` looks, `points` finds, describes and matches, `homography` fits, `alignment` puts
+it together, `scores` judges.
+"""
+
+from .alignment import Alignment, align
+from .homography import Quadratic, apply_homography, estimate_homography, estimate_quadratic
+from .network import Seen, SuperRetina, load_superretina
+from .photos import Photo, full_from_working, load_photo, preprocess
+from .points import Extractor, Keypoints, describe, detect, learned, match, sift
+from .scores import FireScores, PairScore, Verification, fire_pairs, fire_scores, varia_eer, varia_pairs
+
+__all__ = [
+    "Alignment",
+    "Extractor",
+    "FireScores",
+    "Keypoints",
+    "PairScore",
+    "Photo",
+    "Quadratic",
+    "Seen",
+    "SuperRetina",
+    "Verification",
+    "align",
+    "apply_homography",
+    "describe",
+    "detect",
+    "estimate_homography",
+    "estimate_quadratic",
+    "fire_pairs",
+    "fire_scores",
+    "full_from_working",
+    "learned",
+    "load_photo",
+    "load_superretina",
+    "match",
+    "preprocess",
+    "sift",
+    "varia_eer",
+    "varia_pairs",
+]

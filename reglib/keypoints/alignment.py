@@ -1,0 +1,154 @@
+"""From two photographs to the map between them, or to an honest "failed"."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .homography import Fit, Method, apply_homography, estimate_homography
+from .photos import Photo, full_from_working, preprocess
+from .points import Extractor, Keypoints, match, sift
+
+# A match by chance agrees with a wrong map now and then: so many must agree, and so large a share of those in sight.
+LEAST_INLIERS, SHARE = 8.0, 0.3
+GROWTH = (0.2, 5.0)  # of areas, from one photograph of an eye to another
+BENT = 2.5  # how unlike the growth at the corners may be
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """What `align` found.
+
+    Attributes:
+        accepted: whether it is to be believed.
+        reason: why not; empty if it is.
+        homography: takes (x, y) pixels of the query to the reference, both in full size; None if not accepted.
+        query_points, reference_points: of the matches of the last pass, (n, 2) in full size.
+        inliers: which of them agree with the map.
+        passes: the number of inliers of each pass.
+    """
+
+    accepted: bool
+    reason: str
+    homography: Float[np.ndarray, "3 3"] | None
+    query_points: Float[np.ndarray, "n 2"] = field(default_factory=lambda: np.zeros((0, 2)))
+    reference_points: Float[np.ndarray, "n 2"] = field(default_factory=lambda: np.zeros((0, 2)))
+    inliers: Bool[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    passes: tuple[int, ...] = ()
+
+
+def align(
+    query: Photo,
+    reference: Photo,
+    *,
+    extract: Extractor | None = None,
+    size: int | tuple[int, int] = 768,
+    ratio: float = 0.8,
+    mutual: bool = False,
+    method: Method = "ransac",
+    threshold: float = 5.0,
+    refine: bool = True,
+) -> Alignment:
+    """The homography from one photograph of an eye to another.
+
+    Args:
+        extract: finds keypoints and describes them: `sift()`, the default, or `learned(network)`.
+        size: as for `preprocess`.
+        ratio, mutual: as for `match`.
+        method, threshold: as for `estimate_homography`, in pixels of the small images.
+        refine: lay the query onto the reference, find and match once more, and go on from there.
+
+    It is accepted if enough matches of the last pass agree, and the map is one that two photographs of one eye can
+    have: neither mirrored, nor much larger or smaller, nor bent over.
+
+    Source: SuperRetina's `Predictor`; the count that is enough, Brown and Lowe 2007, doi:10.1007/s11263-006-0002-3.
+    """
+    small = [preprocess(photo, size=size) for photo in (query, reference)]
+    pair = _Pair(small[1], extract or sift(), ratio, mutual, method, threshold)
+    try:
+        found = pair.fitted(small[0], np.eye(3))
+        passes = [int(found.fit.inliers.sum())]
+        if refine and _doubt(found, small) == "":
+            shape = small[1].shape[-1], small[1].shape[-2]
+            laid = cv2.warpPerspective(small[0][0, 0].numpy(), found.fit.matrix, shape)
+            found = pair.fitted(torch.from_numpy(laid)[None, None], found.fit.matrix)
+            passes.append(int(found.fit.inliers.sum()))
+    except ValueError as error:
+        return Alignment(False, str(error), None)
+    doubt = _doubt(found, small)
+    full = [full_from_working(photo, image) for photo, image in zip((query, reference), small, strict=True)]
+    matrix = full[1] @ found.fit.matrix @ np.linalg.inv(full[0])
+    places = [apply_homography(m, points) for m, points in zip(full, (found.query, found.reference), strict=True)]
+    known = {"query_points": places[0], "reference_points": places[1], "inliers": found.fit.inliers}
+    return Alignment(not doubt, doubt, None if doubt else matrix / matrix[2, 2], passes=tuple(passes), **known)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A map between small images, the matches that it rests on, and how many keypoints could have matched."""
+
+    fit: Fit
+    query: np.ndarray
+    reference: np.ndarray
+
+
+@dataclass
+class _Pair:
+    """A reference that queries are matched to."""
+
+    reference: Tensor
+    extract: Extractor
+    ratio: float
+    mutual: bool
+    method: Method
+    threshold: float
+    _known: Keypoints | None = None
+
+    def fitted(self, query: Tensor, before: np.ndarray) -> _Found:
+        """The map of a query that was laid there by `before`; together with it.
+
+        Raises: ValueError if there is none.
+        """
+        if self._known is None:
+            self._known = self.extract(self.reference)
+        seen = self.extract(query)
+        pairs = match(seen.descriptors, self._known.descriptors, ratio=self.ratio, mutual=self.mutual)
+        own, other = seen.points[pairs[:, 0]].numpy(), self._known.points[pairs[:, 1]].numpy()
+        fit = estimate_homography(own, other, method=self.method, threshold=self.threshold)
+        back = apply_homography(np.linalg.inv(before), own)
+        return _Found(Fit(fit.matrix @ before, fit.inliers), back, other.astype(float))
+
+
+def _doubt(found: _Found, small: list[Tensor]) -> str:
+    """Why a map is not to be believed, or nothing."""
+    matrix, inliers = found.fit
+    height, width = small[0].shape[-2:]
+    agree, seen = int(inliers.sum()), _in_sight(found, small[1])
+    needed = LEAST_INLIERS + SHARE * seen
+    if agree < needed:
+        return f"{agree} of {seen} matches agree, and by chance {needed:.0f} might; are the photographs of one eye?"
+    corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], dtype=float)
+    growth = np.array([_growth(matrix, corner) for corner in corners])
+    if not (growth > 0).all():
+        return "the map turns part of the photograph over; too few places match, or they lie too close together."
+    if not (GROWTH[0] < growth.mean() < GROWTH[1] and growth.max() < BENT**2 * growth.min()):
+        return f"the map enlarges areas {growth.min():.2g} to {growth.max():.2g} times, as no second photograph would."
+    return ""
+
+
+def _in_sight(found: _Found, reference: Tensor) -> int:
+    """How many matches begin where the map sees the reference."""
+    height, width = reference.shape[-2:]
+    x, y = apply_homography(found.fit.matrix, found.query).T
+    return int(((x >= 0) & (x < width) & (y >= 0) & (y < height)).sum())
+
+
+def _growth(matrix: np.ndarray, at: np.ndarray) -> float:
+    """The Jacobian determinant of a homography."""
+    weight = float(matrix[2] @ [*at, 1.0])
+    return float(np.linalg.det(matrix)) / weight**3 if abs(weight) > 1e-9 else -1.0

@@ -1,0 +1,106 @@
+"""SuperRetina: one look at a fundus photograph gives where its keypoints are, and a description of every place."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .. import filters
+
+STRIDE = 8  # pixels between the features that are described
+
+
+class Seen(NamedTuple):
+    """The probability of a keypoint (b, 1, h, w), and descriptors (b, d, h / 8 - 2, w / 8 - 2)."""
+
+    probability: Float[Tensor, "b 1 h w"]
+    descriptors: Float[Tensor, "b d i j"]
+
+
+def _pair(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(outputs, outputs, 3, padding=1),
+        nn.ReLU(inplace=True),
+    )
+
+
+class SuperRetina(nn.Module):
+    """An encoder that a detector and a descriptor share.
+
+    Args:
+        widths: channels of the encoder's four stages.
+        describes: channels of a descriptor.
+
+    Call it with images (b, 1, h, w) from `preprocess`, sides multiples of 8 of at least 32. The names of its parameters
+    are those of the published checkpoints.
+
+    Source: Liu et al. 2022, doi:10.1007/978-3-031-19803-8_35.
+    """
+
+    def __init__(self, widths: tuple[int, int, int, int] = (64, 64, 128, 128), describes: int = 256) -> None:
+        super().__init__()
+        one, two, three, four = widths
+        self.conv1a, self.conv1b = nn.Conv2d(1, one, 3, padding=1), nn.Conv2d(one, one, 3, padding=1)
+        self.conv2a, self.conv2b = nn.Conv2d(one, two, 3, padding=1), nn.Conv2d(two, two, 3, padding=1)
+        self.conv3a, self.conv3b = nn.Conv2d(two, three, 3, padding=1), nn.Conv2d(three, three, 3, padding=1)
+        self.conv4a, self.conv4b = nn.Conv2d(three, four, 3, padding=1), nn.Conv2d(four, four, 3, padding=1)
+        self.convDa = nn.Conv2d(four, describes, 3, padding=1)
+        self.convDb = nn.Conv2d(describes, describes, 4, stride=2)
+        self.convDc = nn.Conv2d(describes, describes, 1)
+        self.trans_conv = nn.ConvTranspose2d(describes, describes, 2, stride=2)
+        self.dconv_up3 = _pair(three + four, three)
+        self.dconv_up2 = _pair(two + three, two)
+        self.dconv_up1 = _pair(one + two, one)
+        self.conv_last = nn.Conv2d(one, 1, 1)
+
+    def forward(self, images: Float[Tensor, "b 1 h w"]) -> Seen:
+        """Raises: ValueError for sides that are no multiples of 8, or below 32."""
+        if images.ndim != 4 or images.shape[1] != 1 or any(n % STRIDE or n < 32 for n in images.shape[2:]):
+            raise ValueError(
+                "images must be (b, 1, h, w) with sides that are multiples of 8, at least 32; got "
+                f"{tuple(images.shape)}; preprocess(photo, size=768) makes such."
+            )
+        skips, x = [], images
+        for stage in (1, 2, 3, 4):
+            x = self.conv(f"{stage}b", self.conv(f"{stage}a", x))
+            if stage < 4:
+                skips.append(x)
+                x = functional.max_pool2d(x, 2)
+        described = self.convDc(self.conv("Db", self.conv("Da", x)))
+        described = self.trans_conv(described / described.norm(dim=1, keepdim=True).clamp(min=1e-12))
+        for up, skip in zip((self.dconv_up3, self.dconv_up2, self.dconv_up1), reversed(skips), strict=True):
+            x = up(torch.cat([filters.resize(x, skip.shape[2:]), skip], dim=1))
+        return Seen(torch.sigmoid(self.conv_last(x)), described)
+
+    def conv(self, name: str, x: Tensor) -> Tensor:
+        return functional.relu(getattr(self, f"conv{name}")(x))
+
+
+def load_superretina(path: str | os.PathLike[str]) -> SuperRetina:
+    """A network with the weights of a checkpoint: a published one or one that `train_keypoints` wrote.
+
+    Raises: ValueError if the file is no such checkpoint, or holds more than numbers.
+    """
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} must be a checkpoint of SuperRetina, with numbers alone; reading it failed: {error}"
+        ) from None
+    weights = stored.get("net", stored) if isinstance(stored, dict) else stored
+    names = set(SuperRetina().state_dict())
+    if not isinstance(weights, dict) or not names <= set(weights):
+        missing = sorted(names - set(weights if isinstance(weights, dict) else ()))
+        raise ValueError(f"{path} is no checkpoint of SuperRetina; it lacks {', '.join(missing[:3])}, ....")
+    widths = tuple(len(weights[f"conv{stage}b.bias"]) for stage in (1, 2, 3, 4))
+    network = SuperRetina((widths[0], widths[1], widths[2], widths[3]), len(weights["convDc.bias"]))
+    network.load_state_dict({name: weights[name] for name in names})
+    return network.eval()
