@@ -25,8 +25,14 @@ from reglib.phantoms.maps import ddf_of
 
 POINTS = 40  # landmarks of a scan
 NOTE = """This is a stand-in: made on the spot by reglib.phantoms, it has the layout, the names and the labels of the
-data set {name}, and none of its data. What is true of it is in the folder truth.
+data set {name}, and none of its data.{truth}
 """
+
+
+def note(out: Path, name: str, truth: str = "") -> None:
+    """Say in a folder what it is."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "STANDIN.txt").write_text(NOTE.format(name=name, truth=truth), encoding="utf-8")
 
 
 class StandIn:
@@ -66,8 +72,7 @@ class StandIn:
 
     def note(self, name: str) -> None:
         """Say in the folder what it is."""
-        self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "STANDIN.txt").write_text(NOTE.format(name=name), encoding="utf-8")
+        note(self.out, name, " What is true of it is in the folder truth.")
 
     def _scan(
         self, split: str, role: str, name: str, image: Tensor, labels: Tensor, grid: Grid, points: Tensor

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from reglib import cli, data, field, io, metrics
+from reglib import cli, data, field, io, keypoints, metrics
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from data_scripts.script import manifest  # noqa: E402
 
 SOURCES = manifest()
+PHOTOGRAPHS = [name for name, source in SOURCES.items() if source.kind == "retina"]
+SCANS = [name for name in SOURCES if name not in PHOTOGRAPHS]
 MOST_MB = 300
 WITHIN_VOXELS = {"lung_ct": 0.2, "nlst": 0.2, "popi": 0.2}  # of the landmarks; 0.05 elsewhere
 
@@ -43,14 +45,14 @@ def test_every_name_is_an_identifier_with_its_script():
     for name, source in SOURCES.items():
         assert name.isidentifier()
         assert import_module(f"data_scripts.{name}").__doc__
-        assert source.kind in ("paired", "unpaired", "grouped")
+        assert source.kind in ("paired", "unpaired", "grouped", "retina")
         assert source.files or source.manual
         for file in source.files:
             assert file["url"].startswith("https://")
             assert file["checksum"] is None or file["checksum"].partition(":")[0] in ("sha256", "md5")
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", SCANS)
 def test_a_stand_in_is_valid_small_and_true(made, name):
     out = made(name)
     assert sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) < MOST_MB * 1e6
@@ -119,6 +121,36 @@ def errors_of_scans(truth, records):
     return errors
 
 
+@pytest.mark.parametrize("name", PHOTOGRAPHS)
+def test_stand_in_photographs_are_small_and_in_their_layout(made, name):
+    out = made(name)
+    assert sum(p.stat().st_size for p in out.rglob("*") if p.is_file()) < MOST_MB * 1e6
+    assert "stand-in" in (out / "STANDIN.txt").read_text()
+    if name == "fire":
+        pairs = list(keypoints.fire_pairs(out))
+        assert [pair.category for pair in pairs] == ["A"] * 2 + ["P"] * 3 + ["S"] * 4
+        assert min(len(pair.query_points) for pair in pairs) >= 6
+        assert keypoints.load_photo(pairs[0].query).shape == (1456, 1456, 3)
+    elif name == "varia":
+        pairs = keypoints.varia_pairs(out)
+        assert (len(pairs), sum(same for *_, same in pairs)) == (66, 6)
+    else:
+        lessons = keypoints.load_lessons(out / "Lab", split="train.txt", auxiliary=out / "Auxiliary", size=256)
+        assert [lesson.points is None for lesson in lessons] == [False] * 8 + [True] * 4
+        assert min(len(lesson.points) for lesson in lessons[:8]) > 20
+
+
+def test_control_points_of_the_stand_in_are_of_one_place(made):
+    """The photographs look alike around them once one is laid on the other."""
+    pair = next(p for p in keypoints.fire_pairs(made("fire")) if p.category == "S")
+    query, reference = (keypoints.load_photo(path)[..., 1].astype(float) for path in (pair.query, pair.reference))
+    alike = []
+    for a, b in zip(pair.query_points.round().astype(int), pair.reference_points.round().astype(int), strict=True):
+        patches = [x[p[1] - 12 : p[1] + 13, p[0] - 12 : p[0] + 13].ravel() for x, p in ((query, a), (reference, b))]
+        alike.append(np.corrcoef(*patches)[0, 1])
+    assert np.median(alike) > 0.85
+
+
 def test_labels_follow_the_truth(made):
     """The moving lungs under the true map are the fixed ones, and the images grow alike."""
     out = made("lung_ct")
@@ -164,7 +196,7 @@ def test_nothing_is_overwritten_and_nothing_half_done_is_left(tmp_path, capsys, 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full"]
 
 
-@pytest.mark.parametrize("name", ["myops", "promise12"])
+@pytest.mark.parametrize("name", ["myops", "promise12", "fire"])
 def test_what_no_script_may_download_is_said(tmp_path, name, capsys):
     from data_scripts.script import run
 

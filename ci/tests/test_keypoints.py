@@ -137,6 +137,18 @@ def test_matching_is_a_ratio_of_distances():
     assert len(keypoints.match(query[:0], reference)) == len(keypoints.match(query, reference[:1])) == 0
 
 
+def test_sift_finds_a_blob_and_keeps_apart_what_it_is_told_to(pair):
+    image = keypoints.preprocess(pair.query, size=384)
+    every, apart = (keypoints.sift(radius=radius)(image) for radius in (0, 8))
+    assert 50 < len(apart) < len(every)
+    far = (apart.points[:, None].round() - apart.points[None].round()).abs().amax(-1) + 99 * torch.eye(len(apart))
+    assert float(far.min()) > 8
+    assert set(map(tuple, apart.points.tolist())) <= set(map(tuple, every.points.tolist()))
+    assert float(apart.scores.max()) == float(every.scores.max())
+    assert largest(every.descriptors.norm(dim=1) - 1) < 1e-5
+    assert len(keypoints.sift()(torch.full((1, 1, 64, 64), 0.5))) == 0
+
+
 def test_the_network_and_its_checkpoint(tmp_path):
     torch.manual_seed(0)
     made = keypoints.SuperRetina((4, 4, 8, 8), 16).eval()

@@ -104,7 +104,7 @@ ROOMS = {
     "optimize": GEOMETRY | {"transforms"},
     "networks": GEOMETRY,
     "train": GEOMETRY | {"data", "io", "metrics", "networks"},
-    "keypoints": {"filters", "field"},
+    "keypoints": {"filters", "field", "io", "train"},
     "plot": GEOMETRY | {"transforms", "metrics", "optimize"},
     "widgets": GEOMETRY | {"transforms", "metrics", "optimize", "plot"},
     "explorer": {"widgets", "plot"},

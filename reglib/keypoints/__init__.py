@@ -4,11 +4,12 @@
     found = align(query, reference)          # found.accepted, found.homography: query (x, y) -> reference (x, y)
 
 `photos` reads and prepares, `network` looks, `points` finds, describes and matches, `homography` fits, `alignment` puts
-it together, `scores` judges.
+it together, `scores` judges, `learning` teaches the network.
 """
 
 from .alignment import Alignment, align
 from .homography import Quadratic, apply_homography, estimate_homography, estimate_quadratic
+from .learning import Lesson, Plan, Views, load_lessons, train_keypoints
 from .network import Seen, SuperRetina, load_superretina
 from .photos import Photo, full_from_working, load_photo, preprocess
 from .points import Extractor, Keypoints, describe, detect, learned, match, sift
@@ -19,12 +20,15 @@ __all__ = [
     "Extractor",
     "FireScores",
     "Keypoints",
+    "Lesson",
     "PairScore",
     "Photo",
+    "Plan",
     "Quadratic",
     "Seen",
     "SuperRetina",
     "Verification",
+    "Views",
     "align",
     "apply_homography",
     "describe",
@@ -35,11 +39,13 @@ __all__ = [
     "fire_scores",
     "full_from_working",
     "learned",
+    "load_lessons",
     "load_photo",
     "load_superretina",
     "match",
     "preprocess",
     "sift",
+    "train_keypoints",
     "varia_eer",
     "varia_pairs",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,11 +141,12 @@ def match(
 
 
 # -- extractors ---------------------------------------------------------------------------------------------------
-def sift(*, contrast: float = 0.01, most: int = 4000) -> Extractor:
+def sift(*, contrast: float = 0.01, radius: int = 0, most: int = 4000) -> Extractor:
     """OpenCV's SIFT, which needs no training.
 
     Args:
         contrast: weaker extrema are left out.
+        radius: of those that are closer than this along both axes the strongest stays; 0 keeps all.
         most: keep so many, the strongest.
 
     Descriptors are square roots of histograms (RootSIFT), whose distances tell better what belongs together.
@@ -163,9 +164,22 @@ def sift(*, contrast: float = 0.01, most: int = 4000) -> Extractor:
         points = torch.tensor(np.array([each.pt for each in found]), dtype=torch.float32)
         scores = torch.tensor([each.response for each in found])
         shares = torch.from_numpy(descriptors).clamp(min=0)
-        return Keypoints(points, scores, functional.normalize(shares, p=1, dim=1).sqrt())
+        kept = _apart(points, scores, image.shape[-2:], radius) if radius else torch.arange(len(points))
+        return Keypoints(points[kept], scores[kept], functional.normalize(shares[kept], p=1, dim=1).sqrt())
 
     return extract
+
+
+def _apart(points: Tensor, scores: Tensor, shape: Sequence[int], radius: int) -> Tensor:
+    """Which places stay so that no two are closer than a radius, the strongest first."""
+    at = points.round().long()
+    at = torch.minimum(at.clamp(min=0), torch.tensor([shape[1], shape[0]]) - 1)
+    order = scores.argsort(stable=True)  # the strongest is written last, and stays where two share a pixel
+    owner = torch.full(tuple(shape), -1, dtype=torch.long)
+    owner[at[order, 1], at[order, 0]] = order
+    strength = torch.zeros(tuple(shape))
+    strength[at[order, 1], at[order, 0]] = scores[order]
+    return owner[suppress(strength[None, None], radius, 0.0)[0, 0]]
 
 
 def learned(

@@ -91,6 +91,7 @@ from .overlaps import (
     swirl_ddf,
     turn_points,
 )
+from .photographs import Matches, growth_dial, match_dial, matches_figure, photographs, places_dial
 from .plausible import (
     Eye,
     Trial,
@@ -138,6 +139,7 @@ __all__ = [
     "Eye",
     "Fitted",
     "Image",
+    "Matches",
     "Number",
     "Slider",
     "State",
@@ -181,6 +183,7 @@ __all__ = [
     "flip_dial",
     "freedom_dial",
     "grid_prices",
+    "growth_dial",
     "half_resolution",
     "half_voxel",
     "header_dial",
@@ -196,6 +199,8 @@ __all__ = [
     "logarithm_test",
     "loss_race",
     "map_gallery",
+    "match_dial",
+    "matches_figure",
     "meeting_dial",
     "mend",
     "one_control_point",
@@ -204,6 +209,8 @@ __all__ = [
     "pair_dial",
     "paired_bars",
     "penalties",
+    "photographs",
+    "places_dial",
     "pose_ddf",
     "pose_dial",
     "press",
