@@ -22,6 +22,7 @@ SMALL = {
     "localnet coarse": lambda d, **k: networks.localnet(d, initial=2, levels=(1, 2), **k),
     "splines": lambda d, **k: networks.localnet(d, initial=1, levels=(0, 1), control_points=4, **k),
     "globalnet": lambda d, **k: networks.globalnet(d, initial=2, depth=2, **k),
+    "keymorph": lambda d, **k: networks.keymorph(d, initial=4, depth=1, points=3, **k),
     "conditional": lambda d, **k: networks.conditional(d, initial=2, levels=(0, 1, 2), **k),
 }
 SIZES = {2: [(1, 1), (5, 1), (7, 12), (16, 16)], 3: [(1, 1, 1), (3, 9, 6), (8, 8, 8)]}
@@ -54,10 +55,10 @@ def test_any_size_and_the_identity_at_first(name, d, size):
             assert found.ddf is found.velocity is found.affine is None
             continue
         assert found.ddf.shape == (2, d, *size)
-        assert float(found.ddf.detach().abs().max()) < 0.01
+        assert name == "keymorph" or float(found.ddf.detach().abs().max()) < 0.01
         assert found.label is None
         assert (found.velocity is not None) == (name in ("voxelmorph", "half", "unet velocity"))
-        assert (found.affine is not None) == (name == "globalnet")
+        assert (found.affine is not None) == (name in ("globalnet", "keymorph"))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -180,6 +181,64 @@ def test_a_corner_goes_where_the_numbers_say():
     ddf = network(*images((9, 5), (9, 5))).ddf
     assert largest(ddf[:, 0], torch.full((2, 9, 5), 2.0)) < 1e-5
     assert float(ddf[:, 1].detach().abs().max()) < 1e-5
+
+
+def blobs(places, size):
+    """(1, 1, *size): a bump at each place, of its own height."""
+    axes = torch.meshgrid(*[torch.arange(float(n)) for n in size], indexing="ij")
+    bumps = [
+        (1 + k) * torch.exp(-sum((a - c) ** 2 for a, c in zip(axes, place, strict=True)) / 8)
+        for k, place in enumerate(places)
+    ]
+    return torch.stack(bumps)
+
+
+def test_keypoints_are_centers_of_mass_and_the_map_is_their_least_squares_fit():
+    """A head that reads three maps of blobs: what NumPy's weighted least squares makes of their centers."""
+    size = (24, 30)
+    fixed_at, moving_at = [(6.0, 7.0), (16.0, 9.0), (10.0, 22.0)], [(8.0, 6.0), (17.0, 11.0), (9.0, 23.0)]
+    head = networks.heads.KeypointHead(2, {0: 6}, points=3, calm=0.0)
+    for reading in head.reading:
+        torch.nn.init.zeros_(reading.bias)
+        torch.nn.init.zeros_(reading.weight)
+        for k in range(3):
+            reading.weight.data[k, k, 1, 1] = 1.0
+    big = 60.0  # so that softplus is linear where the blob is and nothing elsewhere
+    maps = [big * blobs(places, size) - 20.0 for places in (moving_at, fixed_at)]
+    found = head({0: torch.cat(maps)[None]}, size, size)
+    heat = [functional.softplus(m).double().square() for m in maps]
+    mass = [h.sum((1, 2)).numpy() for h in heat]
+    index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1)
+    centers = [np.stack([(h[..., None] * index).sum((0, 1)) / h.sum() for h in each.numpy()]) for each in heat]
+    w = np.sqrt(mass[0] / mass[0].sum() * mass[1] / mass[1].sum())[:, None]
+    ahead = np.column_stack([centers[1], np.ones(3)])
+    expected = np.linalg.lstsq(w * ahead, w * centers[0], rcond=None)[0].T
+    assert np.allclose(found.affine[0, :2].detach(), expected, atol=1e-8)
+    assert np.allclose(centers[1], fixed_at, atol=0.5)
+
+
+def test_keypoints_move_with_the_image():
+    """Far from the rims, a shifted moving image shifts the map."""
+    torch.manual_seed(0)
+    network = networks.keymorph(2, initial=4, depth=2, points=8)
+    for reading in network.head.reading:
+        torch.nn.init.normal_(reading.weight, 0.0, 3.0)
+        torch.nn.init.constant_(reading.bias, -4.0)
+    image = torch.zeros(1, 1, 64, 64)
+    image[..., 24:40, 24:40] = smooth_image((16, 16))
+    with torch.no_grad():
+        still, moved = (network(image, image.roll(shift, dims=2)).ddf for shift in (0, 4))
+    inner = (moved - still)[0, :, 24:40, 24:40].mean((1, 2))
+    assert 2.0 < float(inner[0]) < 5.0
+    assert abs(float(inner[1])) < 0.7
+
+
+def test_without_anything_to_hold_on_to_the_linear_part_is_the_identity():
+    head = networks.heads.KeypointHead(2, {0: 4}, points=1)
+    found = head({0: torch.rand(2, 4, 10, 12)}, (10, 12), (10, 12))
+    assert largest(found.affine[:, :2, :2] - torch.eye(2, dtype=torch.float64)) < 1e-9
+    with pytest.raises(ValueError, match="at least 1"):
+        networks.heads.KeypointHead(2, {0: 4}, points=0)
 
 
 # -- where the moving image lies -----------------------------------------------------------------------------------

@@ -10,13 +10,14 @@ VoxelMorph's published code are read by `checkpoints`.
 
 from .checkpoints import load_voxelmorph
 from .prediction import Prediction
-from .registration import RegistrationNetwork, conditional, globalnet, localnet, unet, voxelmorph
+from .registration import RegistrationNetwork, conditional, globalnet, keymorph, localnet, unet, voxelmorph
 
 __all__ = [
     "Prediction",
     "RegistrationNetwork",
     "conditional",
     "globalnet",
+    "keymorph",
     "load_voxelmorph",
     "localnet",
     "unet",

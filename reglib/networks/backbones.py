@@ -182,3 +182,21 @@ class Encoder(Backbone):
     def forward(self, x: Tensor) -> Features:
         features: Features = self.unet(x)
         return features
+
+
+class Twins(Backbone):
+    """Two U-Nets that know nothing of each other, one for the moving image and one for the fixed one.
+
+    Args:
+        channels: of both images together.
+        initial, depth: as for `UNet`.
+    """
+
+    def __init__(self, dim: int, channels: int, *, initial: int, depth: int) -> None:
+        super().__init__()
+        self.moving, self.fixed = (UNet(dim, channels // 2, initial=initial, depth=depth) for _ in range(2))
+        self.multiple, self.channels = self.fixed.multiple, {0: 2 * initial}
+
+    def forward(self, x: Tensor) -> Features:
+        moving, fixed = x.chunk(2, dim=1)
+        return {0: torch.cat([self.moving(moving)[0], self.fixed(fixed)[0]], dim=1)}

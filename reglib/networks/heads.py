@@ -152,10 +152,67 @@ class AffineHead(nn.Module):
         pool = functional.adaptive_avg_pool2d if d == 2 else functional.adaptive_avg_pool3d
         moves = self.linear(self.gain * pool(x, LATTICE).flatten(1)).reshape(-1, d, d + 1)
         whole = functional.pad(moves.double(), (0, 0, 0, 1)) + torch.eye(d + 1, dtype=torch.float64, device=x.device)
-        cube = _cube_from_voxel(size).to(x.device)
-        affine = torch.linalg.inv(cube) @ whole @ cube
-        ddf = torch.cat([field.affine_ddf(matrix, Grid(size), dtype=x.dtype) for matrix in affine])
-        return Prediction(ddf=ddf, affine=affine)
+        return _affine_prediction(whole, size, x)
+
+
+class KeypointHead(nn.Module):
+    """An affine map that takes keypoints of the fixed image to those of the moving one.
+
+    A keypoint is the center of mass of a map that is read from the features of its own image, so that it moves with
+    what it is on. The map is fitted by weighted least squares: a keypoint counts by how much of it both images have,
+    and the linear part stays at the identity as far as the keypoints leave it open.
+
+    Args:
+        channels: of the features, those of the moving image first, then as many of the fixed one.
+        points: keypoints of each image.
+        calm: how strongly the identity holds, in squared coordinates from -1 to 1.
+
+    Source: Wang et al. 2023, doi:10.1016/j.media.2023.102962.   Differs: an encoder for each kind of image.
+    """
+
+    def __init__(self, dim: int, channels: Mapping[int, int], *, points: int, calm: float = 0.025) -> None:
+        super().__init__()
+        if points < 1:
+            raise ValueError(f"points must be at least 1; got {points}.")
+        (self.level,) = channels
+        self.reading = nn.ModuleList(convolution(dim, channels[self.level] // 2, points) for _ in range(2))
+        self.calm = calm
+
+    def forward(self, features: Features, shape: Sequence[int], size: Sequence[int]) -> Prediction:
+        x, d = features[self.level], len(size)
+        halves = zip(self.reading, x.chunk(2, dim=1), strict=True)
+        maps = [functional.softplus(cropped(read(half), size).double()).square() for read, half in halves]
+        (moving, moving_mass), (fixed, fixed_mass) = (_centers_of_mass(each) for each in maps)
+        weights = moving_mass / moving_mass.sum(1, keepdim=True) * fixed_mass / fixed_mass.sum(1, keepdim=True)
+        weights = (weights / weights.sum(1, keepdim=True)).unsqueeze(-1)  # (b, points, 1)
+        middles = [(weights * each).sum(1, keepdim=True) for each in (moving, fixed)]
+        target, source = moving - middles[0], fixed - middles[1]
+        calm = self.calm * torch.eye(d, dtype=x.dtype, device=x.device).double()
+        weighted = (weights * source).mT
+        linear = torch.linalg.solve(weighted @ source + calm, weighted @ target + calm).mT
+        shift = middles[0].mT - linear @ middles[1].mT
+        whole = functional.pad(torch.cat([linear, shift], dim=2), (0, 0, 0, 1))
+        whole[:, d, d] = 1.0
+        return _affine_prediction(whole, size, x)
+
+
+def _centers_of_mass(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Of maps (b, k, *s): centers (b, k, d) in coordinates from -1 to 1, and masses (b, k)."""
+    mass = maps.flatten(2).sum(2)
+    centers = []
+    for axis, n in enumerate(maps.shape[2:], start=2):
+        line = torch.linspace(-1, 1, n).to(maps) if n > 1 else torch.zeros(1).to(maps)
+        others = [k for k in range(2, maps.ndim) if k != axis]
+        centers.append((maps.sum(others) if others else maps) @ line / mass)
+    return torch.stack(centers, dim=-1), mass
+
+
+def _affine_prediction(whole: Tensor, size: Sequence[int], like: Tensor) -> Prediction:
+    """A prediction from matrices (b, d + 1, d + 1) of coordinates from -1 to 1."""
+    cube = _cube_from_voxel(size).to(like.device)
+    affine = torch.linalg.inv(cube) @ whole @ cube
+    ddf = torch.cat([field.affine_ddf(matrix, Grid(size), dtype=like.dtype) for matrix in affine])
+    return Prediction(ddf=ddf, affine=affine)
 
 
 def _cube_from_voxel(size: Sequence[int]) -> Tensor:

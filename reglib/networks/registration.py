@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .. import field, filters
 from ..grid import Grid, require_on_grid
-from .backbones import Backbone, Encoder, UNet, VoxelMorphUNet
+from .backbones import Backbone, Encoder, Twins, UNet, VoxelMorphUNet
 from .blocks import LAYOUT, padded
-from .heads import AffineHead, Displacement, Label, Output, Velocity
+from .heads import AffineHead, Displacement, KeypointHead, Label, Output, Velocity
 from .prediction import Prediction
 
 Grids = Grid | Sequence[Grid] | None  # one for a batch, or one for each of its pairs
@@ -214,6 +214,20 @@ def globalnet(dim: int = 3, *, initial: int = 16, depth: int = 4, channels: int 
     """
     backbone = Encoder(dim, 2 * channels, initial=initial, depth=depth)
     return RegistrationNetwork(dim, backbone, AffineHead(dim, backbone.channels), channels=channels)
+
+
+def keymorph(
+    dim: int = 3, *, initial: int = 8, depth: int = 2, points: int = 16, channels: int = 1
+) -> RegistrationNetwork:
+    """KeyMorph: an affine map from keypoints that it finds on both images; its matrix is `Prediction.affine`.
+
+    Each image has a U-Net of its own, so they may be of different kinds. What is found moves with the image: few pairs
+    teach it where a network that reads numbers off an encoder has to see every place. It is not the identity at first.
+
+    Source: Wang et al. 2023, doi:10.1016/j.media.2023.102962.
+    """
+    backbone = Twins(dim, 2 * channels, initial=initial, depth=depth)
+    return RegistrationNetwork(dim, backbone, KeypointHead(dim, backbone.channels, points=points), channels=channels)
 
 
 def conditional(
