@@ -26,6 +26,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -305,6 +306,30 @@ class Summary:
     note: str
 
 
+def kept(folder: Path, only: Sequence[str], pairs: str) -> tuple[list[Row], list[Method]]:
+    """Rows and methods of an earlier run of the same pairs, but for those that run anew.
+
+    Raises: FileNotFoundError or ValueError if there is none.
+    """
+    path = folder / "registration.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"--renew keeps the other rows of {path}, which is not there.")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if data["machine"]["pairs"] != pairs:
+        raise ValueError(f"--renew needs the pairs of {path}, {data['machine']['pairs']}; these are {pairs}.")
+    rows = [Row(**row) for row in data["rows"] if row["method"] not in ("headers", *only)]
+    methods = [
+        Method(name, peers.PEERS[name].title if name in peers.PEERS else f"reglib {name}", settings, _none, _none)
+        for name, settings in data["settings"].items()
+        if name not in only
+    ]
+    return rows, [replace(method, version=data["versions"].get(method.name, "")) for method in methods]
+
+
+def _none(*_: Any) -> Any:
+    raise NotImplementedError("a method of an earlier run does not run.")
+
+
 def summarize(rows: Sequence[Row], titles: Mapping[str, str]) -> list[Summary]:
     """One line a method, in the order of the rows; its note says why pairs are missing."""
     found = []
@@ -427,6 +452,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peer-path", nargs="+", default=[], metavar="[NAME=]FOLDER")
     parser.add_argument("-o", "--out", type=Path, default=ROOT / "build" / "bench")
+    parser.add_argument("--renew", action="store_true", help="keep what OUT has of the methods that --only leaves out")
     options = parser.parse_args(words)
     defaults = {"pairs": 2, "shape": (48, 56, 48), "spacing": 4.0, "timeout": 100.0}
     if not options.quick:
@@ -465,20 +491,27 @@ def main(words: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     try:
         pairs, cases = cases_of(options)
+        earlier, others = kept(options.out, options.only, pairs) if options.renew else ([], [])
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
     methods = methods_of(options)
     machine = {"pairs": pairs, "processor": platform.machine(), "cores": str(os.cpu_count())}
     machine |= {"threads": str(options.threads), "torch": torch.__version__, "python": platform.python_version()}
+    if options.renew:
+        machine["renewed"] = f"on {time.strftime('%Y-%m-%d')}: {' '.join(options.only)}"
+    order = ["headers", "fast", "accurate", *peers.PEERS]
+    methods = sorted([*methods, *others], key=lambda method: order.index(method.name))
+    running = [method for method in methods if method.name in options.only]
     rows: list[Row] = []
     summaries: list[Summary] = []
     with tempfile.TemporaryDirectory() as work:
-        for row in run_all(cases, methods, Limits(options.timeout, options.threads), work=Path(work)):
+        for row in run_all(cases, running, Limits(options.timeout, options.threads), work=Path(work)):
             rows.append(row)
             figures = [f"{head} {_printed(getattr(row, key), form)}" for key, (head, form) in MEASURES.items()]
             print(f"{row.pair:14}{row.method:14}{row.note or '  '.join(figures)}", file=sys.stderr, flush=True)
-            summaries = write(options.out, rows, methods, machine)  # so that a run that is ended keeps its rows
+            every = sorted([*rows, *earlier], key=lambda each: order.index(each.method)) if earlier else rows
+            summaries = write(options.out, every, methods, machine)  # so that a run that is ended keeps its rows
     print("\n".join([*table(summaries), "", f"written to {os.path.relpath(options.out)}"]))
     return 0
 

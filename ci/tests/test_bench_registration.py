@@ -456,3 +456,17 @@ def test_the_whole_program_with_a_false_tool(tmp_path, capsys):
         assert row["pair"] == pair
         assert row["tre_mm"] == pytest.approx(error, abs=1e-3)
         assert row["note"] == ""
+    stored["rows"].append({**stored["rows"][1], "method": "fast", "dice": 0.123})
+    stored["settings"]["fast"], stored["versions"]["fast"] = "as it was", "0.0.1"
+    (out / "registration.json").write_text(json.dumps(stored))
+    words = ["--only", "ants", "--renew", "--peer-path", f"ants={package}", "-o", str(out)]
+    assert bench.main([*words, *size]) == 0
+    renewed = json.loads((out / "registration.json").read_text())
+    assert [row["method"] for row in renewed["rows"]] == ["headers"] * 2 + ["fast"] + ["ants"] * 2
+    assert renewed["medians"]["fast"]["dice"] == 0.123
+    assert renewed["versions"] == {"ants": "9.9", "fast": "0.0.1"}
+    text = (out / "registration.md").read_text()
+    assert "renewed on " in text
+    assert "reglib fast 0.0.1: as it was" in text
+    assert bench.main([*words, "--pairs", "1", *size[2:]]) == 2
+    assert "--renew needs the pairs of" in capsys.readouterr().err
