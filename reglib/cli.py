@@ -517,6 +517,19 @@ def evaluate_photographs(
     print(out)
 
 
+@retina_app.command("export")
+def export_network(
+    checkpoint: Annotated[Path, typer.Argument(help="Of SuperRetina.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The .onnx file to write.")],
+    size: SizeOption = 768,
+) -> None:
+    """Write a network as ONNX for two square images, and check it against PyTorch."""
+    from . import keypoints
+
+    apart = keypoints.export_onnx(keypoints.load_superretina(checkpoint), out, size=(size, size))
+    print(f"{out}: at most {apart:.2g} from PyTorch")
+
+
 def _device(device: Device, threads: int | None) -> Any:
     import torch
 

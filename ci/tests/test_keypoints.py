@@ -2,9 +2,11 @@
 
 import json
 import math
+import sys
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from helpers import largest
@@ -177,6 +179,26 @@ def test_the_published_sizes():
     assert shapes["dconv_up1.2.weight"] == (64, 64, 3, 3)
     assert shapes["conv_last.weight"] == (1, 64, 1, 1)
     assert made(torch.zeros(1, 1, 768, 768)[..., :64, :64]).descriptors.shape[2:] == (6, 6)
+
+
+def test_onnx_says_what_pytorch_says(tmp_path, capsys, monkeypatch):
+    torch.manual_seed(0)
+    made = keypoints.SuperRetina((4, 4, 8, 8), 16).eval()
+    torch.save({"net": made.state_dict()}, tmp_path / "made.pth")
+    out = tmp_path / "made.onnx"
+    assert cli.main(["retina", "export", str(tmp_path / "made.pth"), "-o", str(out), "--size", "64"]) == 0
+    assert "from PyTorch" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.onnx", "made.pth"]
+    images = torch.rand(2, 1, 64, 64)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    found = session.run(None, {"images": images.numpy()})
+    with torch.no_grad():
+        expected = made(images)
+    assert largest(torch.from_numpy(found[0]) - expected.probability) < 1e-5
+    assert largest(torch.from_numpy(found[1]) - expected.descriptors) < 1e-5
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ValueError, match=r"pip install 'reglib\[onnx\]'"):
+        keypoints.export_onnx(made, out, size=(64, 64))
 
 
 class Payload:

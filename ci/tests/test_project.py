@@ -55,7 +55,7 @@ def test_constraints_pin_everything_that_is_declared():
     assert outside == []
 
 
-OPTIONAL = {"simpleitk"}  # io reads DICOM, NRRD and MHA with it where it is installed
+OPTIONAL = {"simpleitk", "onnxruntime", "onnxscript"}  # DICOM, NRRD and MHA; networks as ONNX; where installed
 ALLOWED_PACKAGES = {"reglib": BASE.keys() | OPTIONAL, "ci": BASE.keys() | TEST.keys() | OPTIONAL}
 ALLOWED_PACKAGES["data_scripts"] = BASE.keys()
 

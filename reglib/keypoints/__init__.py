@@ -10,7 +10,7 @@ it together, `scores` judges, `learning` teaches the network.
 from .alignment import Alignment, align
 from .homography import Quadratic, apply_homography, estimate_homography, estimate_quadratic
 from .learning import Lesson, Plan, Views, load_lessons, train_keypoints
-from .network import Seen, SuperRetina, load_superretina
+from .network import Seen, SuperRetina, export_onnx, load_superretina
 from .photos import Photo, full_from_working, load_photo, preprocess
 from .points import Extractor, Keypoints, describe, detect, learned, match, sift
 from .scores import FireScores, PairScore, Verification, fire_pairs, fire_scores, varia_eer, varia_pairs
@@ -35,6 +35,7 @@ __all__ = [
     "detect",
     "estimate_homography",
     "estimate_quadratic",
+    "export_onnx",
     "fire_pairs",
     "fire_scores",
     "full_from_working",

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
-from typing import NamedTuple
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .. import filters
+from .. import io
 
 STRIDE = 8  # pixels between the features that are described
+SAME = 1e-4  # by which ONNX may differ from PyTorch
 
 
 class Seen(NamedTuple):
@@ -77,7 +82,8 @@ class SuperRetina(nn.Module):
         described = self.convDc(self.conv("Db", self.conv("Da", x)))
         described = self.trans_conv(described / described.norm(dim=1, keepdim=True).clamp(min=1e-12))
         for up, skip in zip((self.dconv_up3, self.dconv_up2, self.dconv_up1), reversed(skips), strict=True):
-            x = up(torch.cat([filters.resize(x, skip.shape[2:]), skip], dim=1))
+            larger = functional.interpolate(x, size=skip.shape[2:], mode="bilinear", align_corners=True)
+            x = up(torch.cat([larger, skip], dim=1))
         return Seen(torch.sigmoid(self.conv_last(x)), described)
 
     def conv(self, name: str, x: Tensor) -> Tensor:
@@ -104,3 +110,47 @@ def load_superretina(path: str | os.PathLike[str]) -> SuperRetina:
     network = SuperRetina((widths[0], widths[1], widths[2], widths[3]), len(weights["convDc.bias"]))
     network.load_state_dict({name: weights[name] for name in names})
     return network.eval()
+
+
+def export_onnx(network: SuperRetina, path: str | os.PathLike[str], *, size: tuple[int, int] = (768, 768)) -> float:
+    """Write the network as ONNX: `images` (2, 1, *size), query and reference, to `probability` and `descriptors`.
+
+    What is written is run once beside PyTorch.
+
+    Returns: by how much both differ at most.
+
+    Raises: ValueError if the packages are missing, or the written file says something else.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch.onnx asks for it when it is too late for a sentence
+    except ImportError:
+        raise ValueError("ONNX is not installed; pip install 'reglib[onnx]'.") from None
+    network = network.eval()
+    images = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["probability", "descriptors"]}
+    with io.write_atomically(path) as temporary, torch.no_grad(), _quiet():
+        expected = network(images)
+        torch.onnx.export(network, (images,), temporary, **names, dynamo=True, external_data=False, verbose=False)
+        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
+        found = [torch.from_numpy(x) for x in session.run(None, {"images": images.numpy()})]
+        apart = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+        if not apart <= SAME:
+            raise ValueError(
+                f"ONNX says something else than PyTorch, by up to {apart:g}; another version may do better."
+            )
+    return apart
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of packages that are not needed here, and of its own future."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
+        try:
+            yield
+        finally:
+            logger.setLevel(before)
