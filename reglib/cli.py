@@ -471,6 +471,11 @@ ThresholdOption = Annotated[float, typer.Option(min=0.1, help="Pixels within whi
 OnePass = Annotated[bool, typer.Option("--one-pass", help="Do not look a second time at what was laid.")]
 
 
+def _how(size: int, ratio: float, method: Estimator, threshold: float, one_pass: bool) -> dict[str, Any]:
+    """The options that both commands share, as `keypoints.align` names them."""
+    return {"size": size, "ratio": ratio, "method": method.value, "threshold": threshold, "refine": not one_pass}
+
+
 @retina_app.command("align")
 def align_photographs(
     query: Annotated[Path, typer.Argument(help="The photograph that moves.")],
@@ -488,7 +493,7 @@ def align_photographs(
     from . import retina
 
     _device(Device.cpu, threads)
-    how = {"size": size, "ratio": ratio, "method": method.value, "threshold": threshold, "refine": not one_pass}
+    how = _how(size, ratio, method, threshold, one_pass)
     told = retina.align_files(query, reference, out, retina.aligner(network, **how))
     print(f"{told['inliers']} of {told['matches']} matches agree; {told['seconds']:.2f} s")
     print(out)
@@ -510,7 +515,7 @@ def evaluate_photographs(
     from . import retina
 
     _device(Device.cpu, threads)
-    how = {"size": size, "ratio": ratio, "method": method.value, "threshold": threshold, "refine": not one_pass}
+    how = _how(size, ratio, method, threshold, one_pass)
     told = retina.evaluate_folder(folder, out, retina.aligner(network, **how), progress=sys.stderr.isatty())
     for name, value in told.items():
         print(f"{name:>20}  {value:.4g}")

@@ -54,7 +54,7 @@ class Row:
     what: str
     dice: float
     folding_fraction: float
-    seconds: float
+    seconds: float | None = None  # a pair, where it was measured
 
 
 Answer = Callable[[train.Batch], Tensor]  # the ddf of a batch of one
@@ -285,7 +285,7 @@ def measure_pairs(folder: Path, options: argparse.Namespace) -> tuple[list[Row],
         each = [pair.dice(matrix) for pair, matrix in zip(test, matrices, strict=True)]
         print(f"{what:12}" + "  ".join(f"{value:.3f}" for value in each))
         folds = np.mean([float(torch.linalg.det(matrix) <= 0) for matrix in matrices])
-        rows.append(Row(what, float(np.mean(each)), float(folds), 0.0))
+        rows.append(Row(what, float(np.mean(each)), float(folds)))
     return rows, seconds, f"{len(learn)} pairs to learn from by their labels, {len(test)} others to test on"
 
 
@@ -298,7 +298,9 @@ def write(folder: Path, name: str, rows: list[Row], seconds: float, what: str, o
     (folder / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     lines = ["# Learning, measured", "", f"{machine}.", "", f"{what}.", ""]
     lines += ["| answer | Dice | folded % | s a pair |", "|---|---|---|---|"]
-    lines += [f"| {r.what} | {r.dice:.3f} | {100 * r.folding_fraction:.3g} | {r.seconds:.2f} |" for r in rows]
+    for row in rows:
+        took = "" if row.seconds is None else f"{row.seconds:.2f}"
+        lines.append(f"| {row.what} | {row.dice:.3f} | {100 * row.folding_fraction:.3g} | {took} |")
     (folder / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

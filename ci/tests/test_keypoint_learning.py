@@ -192,7 +192,9 @@ def test_a_training_learns_and_tells_what_its_keypoints_are(lessons, tmp_path):
     with (tmp_path / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 30
     trained = keypoints.load_superretina(tmp_path / "detector.pt")
-    assert len(keypoints.learned(trained, radius=5)(lessons[0].image[None])) >= 0
+    found = keypoints.learned(trained, radius=5)(lessons[0].image[None])
+    assert len(found) > 0
+    assert found.descriptors.shape == (len(found), 16)
 
 
 def test_a_stopped_training_goes_on_to_the_same_losses(lessons, tmp_path):
