@@ -13,7 +13,7 @@ from reglib.keypoints import learning
 from reglib.keypoints.learning import Lesson, Plan, Views
 
 SMALL = {"widths": (8, 8, 16, 16), "describes": 16}
-QUICK = Plan(batch=2, lr=2e-3, radius=5, threshold=0.1)
+QUICK = Plan(batch=2, lr=1e-3, radius=5, threshold=0.1, kernel=7, agree=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def test_a_training_learns_and_tells_what_its_keypoints_are(lessons, tmp_path):
     history = keypoints.train_keypoints(
         fresh(), lessons, epochs=30, plan=QUICK, out=tmp_path, watch=told.__setitem__, progress=False
     )
-    assert np.mean(history.values("detector")[-3:]) < 0.93 * np.mean(history.values("detector")[:3])
+    assert np.mean(history.values("detector")[-5:]) < 0.9 * np.mean(history.values("detector")[:5])
     labelled = np.mean([len(lesson.points) for lesson in lessons[:2]])
     assert min(history.values("keypoints")) > 0.9 * labelled  # labels never go
     assert set(told) == set(range(1, 31))
@@ -193,7 +193,9 @@ def test_a_training_learns_and_tells_what_its_keypoints_are(lessons, tmp_path):
         assert len(list(csv.DictReader(file))) == 30
     trained = keypoints.load_superretina(tmp_path / "detector.pt")
     found = keypoints.learned(trained, radius=5)(lessons[0].image[None])
-    assert len(found) > 0
+    seen = trained(lessons[0].image[None]).probability[0, 0].detach()
+    here = learning.bumps(learning.label_of(lessons[0].points, seen.shape)[None])[0, 0] > 0.5
+    assert seen[here].mean() > 2 * seen[~here].mean()
     assert found.descriptors.shape == (len(found), 16)
 
 

@@ -73,6 +73,7 @@ class Plan:
         gain, near, decay: what a new place counts for, one beside it, and what one loses that is not found again.
         kernel, sigma: of the bump that a keypoint is in the label, pixels and standard deviations.
         margin: of the triplets.
+        agree: weight of the loss between what is found on a photograph and on its view; to find nothing pleases it too.
         too_many: keypoints of a photograph beyond which a batch teaches no descriptors.
         detector_views, descriptor_views: of the second photographs.
         jitter: how often the contrast of a view for descriptors is changed.
@@ -94,6 +95,7 @@ class Plan:
     kernel: int = 13
     sigma: float = 2.0
     margin: float = 0.8
+    agree: float = 1.0
     too_many: int = 1000
     detector_views: Views = Views(15.0, 0.2, (0.9, 1.35))
     descriptor_views: Views = Views(3.0, 0.1, (0.9, 1.1))
@@ -404,7 +406,7 @@ def _step(
     if taught:
         target = bumps(torch.stack(masks), kernel=plan.kernel, sigma=plan.sigma)
         own = seen.probability[taught]
-        detector = pooled_dice_loss(own, target) + pooled_dice_loss(own, back[taught])
+        detector = pooled_dice_loss(own, target) + plan.agree * pooled_dice_loss(own, back[taught])
     descriptor = _descriptor_loss(network, images, seen, lessons, plan, rng)
     loss = detector + descriptor
     if not bool(loss.detach().isfinite()):
@@ -412,9 +414,10 @@ def _step(
         raise FloatingPointError(
             f"the loss became {float(loss.detach())} in epoch {epoch + 1}, at {names}; lower Plan(lr=...)."
         )
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    if loss.requires_grad:  # no labels, and nothing found to describe: there is nothing to learn yet
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     terms = {"loss": loss, "descriptor": descriptor} | ({"detector": detector} if taught else {})
     return {name: float(value.detach()) for name, value in terms.items()}
 

@@ -47,7 +47,8 @@ class SuperRetina(nn.Module):
     Call it with images (b, 1, h, w) from `preprocess`, sides multiples of 8 of at least 32. The names of its parameters
     are those of the published checkpoints.
 
-    Source: Liu et al. 2022, doi:10.1007/978-3-031-19803-8_35.
+    Source: Liu et al. 2022, doi:10.1007/978-3-031-19803-8_35; He et al. 2015, doi:10.1109/ICCV.2015.123.
+    Differs: it begins with weights that keep the spread of what they pass on.
     """
 
     def __init__(self, widths: tuple[int, int, int, int] = (64, 64, 128, 128), describes: int = 256) -> None:
@@ -65,6 +66,10 @@ class SuperRetina(nn.Module):
         self.dconv_up2 = _pair(two + three, two)
         self.dconv_up1 = _pair(one + two, one)
         self.conv_last = nn.Conv2d(one, 1, 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def forward(self, images: Float[Tensor, "b 1 h w"]) -> Seen:
         """Raises: ValueError for sides that are no multiples of 8, or below 32."""

@@ -23,6 +23,7 @@ STEP = 0.004  # widths of the canvas from one place of a path to the next
 CELLS = 160  # along each side, in which vessels notice each other
 TIP = 0.05  # length over which a vessel that ends grows thin
 FOVEA = np.array([0.26, 0.02])  # from the disc
+MOTTLE = ((0.05, 5), (0.025, 20), (0.007, 90), (0.003, 300))  # of the ground: its spread, and how many cells wide
 FIELD = 0.47  # radius of what a camera sees, in widths of its photograph
 
 
@@ -178,7 +179,7 @@ def _fundus(rng: np.random.Generator, disc: np.ndarray) -> np.ndarray:
     """A ground of orange with the mottling of the choroid, and a dark fovea."""
     tint = np.array([190.0, 95.0, 45.0]) * rng.uniform(0.85, 1.1, 3)
     mottled = np.ones((CANVAS, CANVAS), np.float32)
-    for weight, cells in ((0.05, 5), (0.03, 20), (0.025, 90), (0.02, 300)):
+    for weight, cells in MOTTLE:
         mottled += weight * _noise(rng, cells)
     ground = tint * mottled[..., None]
     x, y = np.meshgrid(np.linspace(0, 1, CANVAS, dtype=np.float32), np.linspace(0, 1, CANVAS, dtype=np.float32))
@@ -197,7 +198,9 @@ def _without_vessels(photo: np.ndarray) -> np.ndarray:
     ground = cv2.medianBlur(ground, 31)
     fine = cv2.resize(square, (CANVAS, CANVAS), interpolation=cv2.INTER_CUBIC).astype(np.float32)
     grain = fine - cv2.GaussianBlur(fine, (0, 0), 4)
-    return cv2.resize(ground, (CANVAS, CANVAS), interpolation=cv2.INTER_CUBIC).astype(np.float32) + grain.clip(-6, 6)
+    return cv2.resize(ground, (CANVAS, CANVAS), interpolation=cv2.INTER_CUBIC).astype(np.float32) + 0.5 * grain.clip(
+        -6, 6
+    )
 
 
 def _with_disc(canvas: np.ndarray, disc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -218,11 +221,11 @@ def _with_vessel(canvas: np.ndarray, vessel: Vessel) -> np.ndarray:
         return canvas
     mask = _stroke(vessel.path, vessel.radius, corner, end)
     part = canvas[corner[1] : end[1], corner[0] : end[0]]
-    color = np.array([0.66, 0.45, 0.55]) if vessel.vein else np.array([0.80, 0.60, 0.64])
+    color = np.array([0.76, 0.60, 0.66]) if vessel.vein else np.array([0.86, 0.71, 0.74])
     part *= 1 - mask[..., None] * (1 - color)
     if not vessel.vein:
         gleam = _stroke(vessel.path, 0.3 * vessel.radius, corner, end)
-        part += gleam[..., None] * np.array([22.0, 18.0, 10.0])
+        part += gleam[..., None] * np.array([14.0, 11.0, 6.0])
     return canvas
 
 
