@@ -16,7 +16,6 @@ from . import io, keypoints
 from .keypoints import Alignment, Photo
 
 SHOWN = 1200  # pixels along the longer side of pictures that are for looking
-TILES = 8  # along the shorter side of a checkerboard
 WRITTEN = ("homography.txt", "warped.png", "result.png", "checkerboard.png", "match_result.png")
 PAIRS = "pair_index.txt"  # of VARIA: query, reference, 1 for one eye and 0 for two, a line each
 INLIER, OUTLIER = (90, 230, 90), (240, 80, 80)
@@ -50,14 +49,13 @@ def align_files(query: Path, reference: Path, out: Path, find: Callable[[Photo, 
             (out / name).unlink(missing_ok=True)  # of an earlier pair
         io.save_json(out / "metrics.json", told | {"seconds": time.perf_counter() - start})
         raise NotAligned(f"{query} and {reference} are not aligned: {found.reason}")
-    shape = photos[1].shape[1::-1]
-    warped = cv2.warpPerspective(photos[0], found.homography, shape, flags=cv2.INTER_LINEAR)
+    warped = keypoints.warp_photo(photos[0], found.homography, photos[1].shape)
     with io.write_atomically(out / "homography.txt") as temporary:
         np.savetxt(temporary, found.homography, fmt="%.17g")
     _write(out / "warped.png", warped)
     fixed, moved = _shown(photos[1]), _shown(warped)
     _write(out / "result.png", _blended(moved, fixed))
-    _write(out / "checkerboard.png", _checkers(moved, fixed))
+    _write(out / "checkerboard.png", keypoints.checkered(moved, fixed))
     _write(out / "match_result.png", _matches(photos, found))
     told["seconds"] = time.perf_counter() - start
     io.save_json(out / "metrics.json", told)
@@ -84,13 +82,6 @@ def _blended(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
     seen = [(x.max(2, keepdims=True) > 8).astype(np.float32) for x in (moved, fixed)]
     total = np.maximum(seen[0] + seen[1], 1)
     return ((moved * seen[0] + fixed * seen[1]) / total).astype(np.uint8)
-
-
-def _checkers(moved: np.ndarray, fixed: np.ndarray) -> np.ndarray:
-    """Tiles of one and of the other in turn: vessels must go on across their borders."""
-    tile = max(min(fixed.shape[:2]) // TILES, 1)
-    rows, columns = np.indices(fixed.shape[:2]) // tile
-    return np.where(((rows + columns) % 2 == 0)[..., None], moved, fixed)
 
 
 def _matches(photos: tuple[Photo, Photo], found: Alignment) -> np.ndarray:

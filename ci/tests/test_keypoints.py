@@ -491,6 +491,18 @@ def test_retina_align_writes_what_it_says_and_takes_it_back(tmp_path, pair, caps
     assert json.loads((out / "metrics.json").read_text())["accepted"] is False
 
 
+def test_a_checkerboard_shows_each_photograph_in_every_other_square(pair):
+    shift = np.array([[1.0, 0, 20], [0, 1, 10], [0, 0, 1]])
+    laid = keypoints.warp_photo(pair.query, shift, pair.reference.shape)
+    assert np.array_equal(laid[10:, 20:], pair.query[:-10, :-20])
+    seen = keypoints.checkered(laid, pair.reference, tiles=4)
+    assert np.array_equal(seen[:96, :96], laid[:96, :96])
+    assert np.array_equal(seen[:96, 96:192], pair.reference[:96, 96:192])
+    assert np.array_equal(seen[96:192, 96:192], laid[96:192, 96:192])
+    with pytest.raises(ValueError, match="one shape"):
+        keypoints.checkered(laid[:-1], pair.reference)
+
+
 # -- eyes ---------------------------------------------------------------------------------------------------------
 def test_an_eye_is_the_same_each_time_and_other_seeds_are_others(pair):
     again = phantoms.retina_pair(0, size=384)

@@ -17,6 +17,11 @@ def found(ratio):
     return widgets.Matches(PLACES[:count], PLACES[:count] / 2, np.array([True, False, True])[:count])
 
 
+def checkered(name, tiles):
+    rows, columns = np.indices(COLOR.shape[:2]) // (60 // tiles)
+    return np.where(((rows + columns) % 2 == 0)[..., None], COLOR[:, ::-1] if name == "mirrored" else 0 * COLOR, COLOR)
+
+
 def build(name):
     grown = [PLACES[:1], PLACES[:2], PLACES]
     return {
@@ -24,11 +29,12 @@ def build(name):
             COLOR, lambda least: PLACES[round(least) :], {"least": widgets.Slider(0, 2, 1)}, known=PLACES[:2]
         ),
         "match": lambda: widgets.match_dial(COLOR, COLOR[:40], found, {"ratio": widgets.Slider(0.0, 1.0, 0.7)}),
+        "checkers": lambda: widgets.checker_dial(checkered, ["still", "mirrored"]),
         "growth": lambda: widgets.growth_dial(GRAY, PLACES[:1], grown),
     }[name]()
 
 
-VIEWS = ("places", "match", "growth")
+VIEWS = ("places", "match", "checkers", "growth")
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -71,3 +77,5 @@ def test_nothing_to_show_is_said():
         widgets.photographs({})
     with pytest.raises(ValueError, match="at least one epoch"):
         widgets.growth_dial(GRAY, PLACES, [])
+    with pytest.raises(ValueError, match="at least one map"):
+        widgets.checker_dial(checkered, [])

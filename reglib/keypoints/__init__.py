@@ -11,7 +11,7 @@ from .alignment import Alignment, align
 from .homography import Quadratic, apply_homography, estimate_homography, estimate_quadratic
 from .learning import Lesson, Plan, Views, load_lessons, train_keypoints
 from .network import Seen, SuperRetina, export_onnx, load_superretina
-from .photos import Photo, full_from_working, load_photo, preprocess
+from .photos import Photo, checkered, full_from_working, load_photo, preprocess, warp_photo
 from .points import Extractor, Keypoints, describe, detect, learned, match, sift
 from .scores import FireScores, PairScore, Verification, fire_pairs, fire_scores, varia_eer, varia_pairs
 
@@ -31,6 +31,7 @@ __all__ = [
     "Views",
     "align",
     "apply_homography",
+    "checkered",
     "describe",
     "detect",
     "estimate_homography",
@@ -49,4 +50,5 @@ __all__ = [
     "train_keypoints",
     "varia_eer",
     "varia_pairs",
+    "warp_photo",
 ]

@@ -7,6 +7,7 @@ down, the middle of the first pixel at 0, as in OpenCV and in the field's files.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -93,3 +94,20 @@ def full_from_working(photo: Photo, image: Tensor) -> Float[np.ndarray, "3 3"]:
     """The matrix from pixels of a preprocessed image to those of its photograph; both share their outer edges."""
     scales = [n / m for n, m in zip(photo.shape[1::-1], (image.shape[-1], image.shape[-2]), strict=True)]
     return np.array([[scales[0], 0, (scales[0] - 1) / 2], [0, scales[1], (scales[1] - 1) / 2], [0, 0, 1]])
+
+
+# -- to look at ---------------------------------------------------------------------------------------------------
+def warp_photo(photo: Photo, homography: Float[np.ndarray, "3 3"], shape: Sequence[int]) -> Photo:
+    """A query laid on a reference of `shape` (height, width, ...), by the map of its pixels to those; 0 outside."""
+    return cv2.warpPerspective(photo, homography, (shape[1], shape[0]), flags=cv2.INTER_LINEAR)
+
+
+def checkered(warped: Photo, reference: Photo, *, tiles: int = 8) -> Photo:
+    """Squares of one and of the other in turn, so many along the shorter side: vessels must go on across borders."""
+    if warped.shape != reference.shape:
+        raise ValueError(
+            f"both must be of one shape; got {warped.shape} and {reference.shape}; warp_photo lays one on the other."
+        )
+    tile = max(min(reference.shape[:2]) // tiles, 1)
+    rows, columns = np.indices(reference.shape[:2]) // tile
+    return np.where(((rows + columns) % 2 == 0)[..., None], warped, reference)

@@ -91,7 +91,7 @@ from .overlaps import (
     swirl_ddf,
     turn_points,
 )
-from .photographs import Matches, growth_dial, match_dial, matches_figure, photographs, places_dial
+from .photographs import Matches, checker_dial, growth_dial, match_dial, matches_figure, photographs, places_dial
 from .plausible import (
     Eye,
     Trial,
@@ -161,6 +161,7 @@ __all__ = [
     "box_corners",
     "capture_map",
     "capture_range",
+    "checker_dial",
     "closest_trap",
     "contact_sheet",
     "contrast_dial",

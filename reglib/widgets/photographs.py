@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from ..plot import canvas
-from .controls import Control, Slider
+from .controls import Choice, Control, Slider
 from .views import State, View
 
 Picture = Shaped[np.ndarray, "_h _w *_c"]  # gray or RGB, 8 bits or from 0 to 1
@@ -130,6 +130,22 @@ def matches_figure(query: Picture, reference: Picture, found: Matches, *, title:
     return figure
 
 
+def checker_dial(lay: Callable[[str, int], Picture], maps: Sequence[str]) -> View:
+    """Choose a map and how many tiles: two photographs as a checkerboard.
+
+    Args:
+        lay: called with the name of a map and a number of tiles.
+        maps: their names; the last is shown first.
+    """
+    if not maps:
+        raise ValueError("give the name of at least one map; got none.")
+
+    def render(state: State) -> Figure:
+        return photographs({state["map"]: lay(state["map"], state["tiles"])})
+
+    return render, {"map": Choice(tuple(maps), maps[-1]), "tiles": Slider(2, 24, 8)}
+
+
 def growth_dial(picture: Picture, labelled: Places, grown: Sequence[Places]) -> View:
     """Choose an epoch: the labelled keypoints, and those that the network has added by then.
 
@@ -152,4 +168,4 @@ def growth_dial(picture: Picture, labelled: Places, grown: Sequence[Places]) -> 
     return render, {"epoch": Slider(1, len(grown), len(grown))}
 
 
-__all__ = ["Matches", "growth_dial", "match_dial", "matches_figure", "photographs", "places_dial"]
+__all__ = ["Matches", "checker_dial", "growth_dial", "match_dial", "matches_figure", "photographs", "places_dial"]
