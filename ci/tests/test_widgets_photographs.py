@@ -30,11 +30,12 @@ def build(name):
         ),
         "match": lambda: widgets.match_dial(COLOR, COLOR[:40], found, {"ratio": widgets.Slider(0.0, 1.0, 0.7)}),
         "checkers": lambda: widgets.checker_dial(checkered, ["still", "mirrored"]),
+        "verification": lambda: widgets.verification_dial([30, 12, 25], [3, 14, 8, 2]),
         "growth": lambda: widgets.growth_dial(GRAY, PLACES[:1], grown),
     }[name]()
 
 
-VIEWS = ("places", "match", "checkers", "growth")
+VIEWS = ("places", "match", "checkers", "verification", "growth")
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -72,10 +73,30 @@ def test_added_keypoints_are_those_that_are_not_labelled():
     assert titles == ["1 labelled, 0 added", "1 labelled, 1 added", "1 labelled, 2 added"]
 
 
+def test_who_is_refused_and_who_is_taken():
+    render, controls = build("verification")
+    titles = {k: render(start(controls, needed=k)).axes[0].get_title() for k in (0, 13, 31)}
+    assert titles[0] == "0 of 3 refused wrongly, 4 of 4 taken wrongly"
+    assert titles[13] == "1 of 3 refused wrongly, 1 of 4 taken wrongly"
+    assert titles[31] == "3 of 3 refused wrongly, 0 of 4 taken wrongly"
+
+
+def test_curves_of_success_are_drawn_from_one_pixel_on():
+    figure = widgets.success_curves({"S": [0.0, 0.5, 1.0], "P": [0.0, 0.0, 0.25]})
+    (line,) = figure.axes[0].lines
+    assert [panel.get_title() for panel in figure.axes] == ["S", "P"]
+    assert np.array_equal(line.get_xdata(), [1, 2, 3])
+    assert np.array_equal(line.get_ydata(), [0, 50, 100])
+
+
 def test_nothing_to_show_is_said():
     with pytest.raises(ValueError, match="at least one picture"):
         widgets.photographs({})
     with pytest.raises(ValueError, match="at least one epoch"):
         widgets.growth_dial(GRAY, PLACES, [])
+    with pytest.raises(ValueError, match="at least one curve"):
+        widgets.success_curves({})
+    with pytest.raises(ValueError, match="both kinds"):
+        widgets.verification_dial([3], [])
     with pytest.raises(ValueError, match="at least one map"):
         widgets.checker_dial(checkered, [])

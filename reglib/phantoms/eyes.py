@@ -204,13 +204,16 @@ def _without_vessels(photo: np.ndarray) -> np.ndarray:
 
 
 def _with_disc(canvas: np.ndarray, disc: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    x, y = np.meshgrid(np.linspace(0, 1, CANVAS, dtype=np.float32), np.linspace(0, 1, CANVAS, dtype=np.float32))
     radius = rng.uniform(0.040, 0.050)
+    corner, end = (((disc + sign * 2.5 * radius) * CANVAS).astype(int).clip(0, CANVAS) for sign in (-1, 1))
+    x, y = np.meshgrid(*(np.arange(a, b, dtype=np.float32) / (CANVAS - 1) for a, b in zip(corner, end, strict=True)))
     apart = np.hypot((x - disc[0]) / radius, (y - disc[1]) / (1.12 * radius))
     bright = 1 / (1 + np.exp((apart - 1) * 14))
     cup = np.exp(-((apart / 0.5) ** 2))
     color = np.array([235.0, 190.0, 120.0]) + cup[..., None] * np.array([15.0, 35.0, 45.0])
-    return canvas + bright[..., None] * 0.85 * (color - canvas)
+    part = canvas[corner[1] : end[1], corner[0] : end[0]]
+    part += bright[..., None] * 0.85 * (color - part)
+    return canvas
 
 
 def _with_vessel(canvas: np.ndarray, vessel: Vessel) -> np.ndarray:
@@ -283,22 +286,21 @@ def photograph(
         blur: sigma in pixels of the photograph, out of focus.
         noise: spread of what the sensor adds, of 255.
     """
-    line = np.arange(size, dtype=np.float64)
-    x, y = np.meshgrid(line, line)
-    unit = (np.column_stack([x.ravel(), y.ravel()]) + 0.5) / size
+    unit = (np.stack(np.meshgrid(*2 * [np.arange(size)]), axis=-1).reshape(-1, 2) + 0.5) / size
     at = (through.to_canvas(unit) * CANVAS - 0.5).astype(np.float32).reshape(size, size, 2)
     shrink = CANVAS * 0.72 / size
     canvas = cv2.GaussianBlur(subject.canvas, (0, 0), max(0.4 * shrink, 0.3)).astype(np.float32)
     seen = cv2.remap(canvas, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    x, y = unit.astype(np.float32).T.reshape(2, size, size)
     middle = rng.uniform(0.3, 0.7, 2)
-    apart = np.hypot(x / size - middle[0], y / size - middle[1])
-    flash = (1 - light * 2.2 * apart**2)[..., None] * rng.uniform(1 - 0.6 * light, 1 + 0.4 * light, 3)
-    lit: np.ndarray = seen * flash
+    fall = 1 - np.float32(light * 2.2) * ((x - middle[0]) ** 2 + (y - middle[1]) ** 2)
+    lit: np.ndarray = seen * fall[..., None]
+    lit *= rng.uniform(1 - 0.6 * light, 1 + 0.4 * light, 3).astype(np.float32)
     if blur > 0:
         lit = cv2.GaussianBlur(lit, (0, 0), blur)
-    grainy = lit + rng.normal(0, noise, lit.shape)
-    inside = np.hypot(x / size - 0.5 + 0.5 / size, y / size - 0.5 + 0.5 / size) < FIELD
-    return np.where(inside[..., None], grainy.clip(3, 255), 0).astype(np.uint8)
+    lit += np.float32(noise) * rng.standard_normal(lit.shape, dtype=np.float32)
+    inside = np.hypot(x - 0.5, y - 0.5) < FIELD
+    return np.where(inside[..., None], lit.clip(3, 255), 0).astype(np.uint8)
 
 
 def retina_pair(

@@ -91,7 +91,17 @@ from .overlaps import (
     swirl_ddf,
     turn_points,
 )
-from .photographs import Matches, checker_dial, growth_dial, match_dial, matches_figure, photographs, places_dial
+from .photographs import (
+    Matches,
+    checker_dial,
+    growth_dial,
+    match_dial,
+    matches_figure,
+    photographs,
+    places_dial,
+    success_curves,
+    verification_dial,
+)
 from .plausible import (
     Eye,
     Trial,
@@ -240,6 +250,7 @@ __all__ = [
     "step_dial",
     "steps_dial",
     "storage_puzzle",
+    "success_curves",
     "swirl_ddf",
     "there_and_back",
     "turn_about",
@@ -247,6 +258,7 @@ __all__ = [
     "two_orders",
     "unfold",
     "velocities_in_a_row",
+    "verification_dial",
     "volume_dial",
     "voxel_finder",
     "walk",

@@ -168,4 +168,74 @@ def growth_dial(picture: Picture, labelled: Places, grown: Sequence[Places]) -> 
     return render, {"epoch": Slider(1, len(grown), len(grown))}
 
 
-__all__ = ["Matches", "checker_dial", "growth_dial", "match_dial", "matches_figure", "photographs", "places_dial"]
+# -- scores -------------------------------------------------------------------------------------------------------
+def success_curves(curves: Mapping[str, Sequence[float]]) -> Figure:
+    """The share of pairs that succeed against the error that is allowed, from 1 pixel on; the area below is shaded.
+
+    Args: curves: by name, a share from 0 to 1 for each whole number of pixels.
+    """
+    if not curves or not all(len(shares) for shares in curves.values()):
+        raise ValueError("give at least one curve of at least one share.")
+    figure = Figure(figsize=(canvas.WIDTH_IN, 3.6), dpi=canvas.DPI)
+    panels = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+    figure.subplots_adjust(left=0.09, right=0.98, bottom=0.2, top=0.88, wspace=0.12)
+    for panel, (name, shares) in zip(panels, curves.items(), strict=True):
+        allowed = np.arange(1, len(shares) + 1)
+        percent = 100 * np.asarray(shares, dtype=float)
+        panel.fill_between(allowed, percent, step="mid", color=canvas.WARPED_COLOR, alpha=0.25)
+        panel.step(allowed, percent, where="mid", color=canvas.WARPED_COLOR, linewidth=2.5)
+        panel.set_title(name, fontsize=canvas.TITLE_SIZE, fontweight="bold")
+        panel.set_xlabel("allowed error (px)", fontsize=canvas.TEXT_SIZE)
+        panel.set(ylim=(-3, 103), xlim=(0.5, len(shares) + 0.5))
+        panel.tick_params(labelsize=canvas.TEXT_SIZE)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("% of pairs", fontsize=canvas.TEXT_SIZE)
+    return figure
+
+
+def verification_dial(own: Sequence[int], other: Sequence[int]) -> View:
+    """Move the count of inliers from which two photographs are held for one eye: who is refused, who is taken.
+
+    Args: own, other: counts of pairs of one eye and of two eyes.
+    """
+    if not len(own) or not len(other):
+        raise ValueError(f"give counts of both kinds; got {len(own)} and {len(other)}.")
+    counts = {"one eye": np.asarray(own), "two eyes": np.asarray(other)}
+    most = int(max(values.max() for values in counts.values()))
+
+    def render(state: State) -> Figure:
+        needed = state["needed"]
+        figure = Figure(figsize=(canvas.WIDTH_IN, 2.8), dpi=canvas.DPI)
+        panel = figure.subplots()
+        figure.subplots_adjust(left=0.13, right=0.98, bottom=0.25, top=0.86)
+        for row, (values, right) in enumerate(zip(counts.values(), (True, False), strict=True)):
+            taken = values >= needed
+            spread = row + 0.5 * (np.arange(len(values)) * 0.618 % 1 - 0.5)  # side by side, the same each time
+            for ok, color, mark in ((True, RIGHT, "o"), (False, WRONG, "X")):
+                chosen = (taken == right) == ok
+                panel.scatter(values[chosen], spread[chosen], color=color, marker=mark, s=42, edgecolors="black")
+        panel.axvline(needed - 0.5, color=canvas.INK, linewidth=2)
+        refused, mistaken = int((counts["one eye"] < needed).sum()), int((counts["two eyes"] >= needed).sum())
+        words = f"{refused} of {len(own)} refused wrongly, {mistaken} of {len(other)} taken wrongly"
+        panel.set_title(words, fontsize=canvas.TITLE_SIZE, fontweight="bold")
+        panel.set_yticks([0, 1], list(counts))
+        panel.set_xlabel("inliers", fontsize=canvas.TEXT_SIZE)
+        panel.set(xlim=(-0.02 * most - 1, 1.02 * most + 1), ylim=(1.5, -0.5))
+        panel.tick_params(labelsize=canvas.TEXT_SIZE)
+        panel.spines[["top", "right"]].set_visible(False)
+        return figure
+
+    return render, {"needed": Slider(0, most + 1, most // 2)}
+
+
+__all__ = [
+    "Matches",
+    "checker_dial",
+    "growth_dial",
+    "match_dial",
+    "matches_figure",
+    "photographs",
+    "places_dial",
+    "success_curves",
+    "verification_dial",
+]
