@@ -78,6 +78,11 @@ class Estimator(StrEnum):
     magsac = "magsac"
 
 
+class RetinalModel(StrEnum):
+    homography = "homography"
+    quadratic = "quadratic"
+
+
 class Part(StrEnum):
     train = "train"
     valid = "valid"
@@ -509,13 +514,16 @@ def evaluate_photographs(
     method: MethodOption = Estimator.ransac,
     threshold: ThresholdOption = 5.0,
     one_pass: OnePass = False,
+    model: Annotated[
+        RetinalModel, typer.Option(help="What is scored; a quadratic map follows the curved back of an eye.")
+    ] = RetinalModel.homography,
     threads: Threads = None,
 ) -> None:
     """Align every pair of FOLDER and score it as the field does."""
     from . import retina
 
     _device(Device.cpu, threads)
-    how = _how(size, ratio, method, threshold, one_pass)
+    how = _how(size, ratio, method, threshold, one_pass) | {"model": model.value}
     told = retina.evaluate_folder(folder, out, retina.aligner(network, **how), progress=sys.stderr.isatty())
     for name, value in told.items():
         print(f"{name:>20}  {value:.4g}")

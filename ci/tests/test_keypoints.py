@@ -253,6 +253,22 @@ def test_what_no_homography_can_be_taken_from():
             keypoints.estimate_homography(a, b)
 
 
+def test_a_quadratic_alignment_is_nearer_to_the_truth_than_a_homography():
+    """Both of one eye, whose back is curved; and where too few agree, the homography is all there is."""
+    eye = phantoms.retina_pair(6, size=640)
+    truth = eye.to_reference(eye.query_branchings)
+    flat, bent = (keypoints.align(eye.query, eye.reference, model=m) for m in ("homography", "quadratic"))
+    off = [np.linalg.norm(each.to_reference(eye.query_branchings) - truth, axis=1).mean() for each in (flat, bent)]
+    assert off[1] < 0.5 * off[0] < 2.0
+    assert np.array_equal(bent.homography, flat.homography)
+    few = keypoints.align(eye.query, eye.reference, model="quadratic", extract=keypoints.sift(most=40))
+    assert few.quadratic is None
+    with pytest.raises(ValueError, match="not aligned: no"):
+        keypoints.Alignment(False, "no.", None).to_reference(truth)
+    with pytest.raises(ValueError, match="homography or quadratic; got 'cubic'"):
+        keypoints.align(eye.query, eye.reference, model="cubic")
+
+
 def test_a_quadratic_map_follows_what_a_homography_cannot():
     rng = np.random.default_rng(1)
     query = rng.uniform(0, 700, (120, 2))

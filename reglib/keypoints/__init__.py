@@ -13,7 +13,17 @@ from .learning import Lesson, Plan, Views, load_lessons, train_keypoints
 from .network import Seen, SuperRetina, export_onnx, load_superretina
 from .photos import Photo, checkered, full_from_working, load_photo, preprocess, warp_photo
 from .points import Extractor, Keypoints, describe, detect, learned, match, sift
-from .scores import FireScores, PairScore, Verification, fire_pairs, fire_scores, varia_eer, varia_pairs
+from .scores import (
+    FireScores,
+    PairScore,
+    Verification,
+    fire_pairs,
+    fire_scores,
+    score_pair,
+    summarized,
+    varia_eer,
+    varia_pairs,
+)
 
 __all__ = [
     "Alignment",
@@ -46,7 +56,9 @@ __all__ = [
     "load_superretina",
     "match",
     "preprocess",
+    "score_pair",
     "sift",
+    "summarized",
     "train_keypoints",
     "varia_eer",
     "varia_pairs",

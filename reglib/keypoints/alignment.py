@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .homography import Fit, Method, apply_homography, estimate_homography
+from .homography import Fit, Method, Quadratic, apply_homography, estimate_homography, estimate_quadratic
 from .photos import Photo, full_from_working, preprocess
 from .points import Extractor, Keypoints, match, sift
 
@@ -18,6 +19,8 @@ from .points import Extractor, Keypoints, match, sift
 LEAST_INLIERS, SHARE = 8.0, 0.3
 GROWTH = (0.2, 5.0)  # of areas, from one photograph of an eye to another
 BENT = 2.5  # how unlike the growth at the corners may be
+ENOUGH = 30  # inliers for a quadratic map, which fewer would bend at will
+Model = Literal["homography", "quadratic"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Alignment:
         query_points, reference_points: of the matches of the last pass, (n, 2) in full size.
         inliers: which of them agree with the map.
         passes: the number of inliers of each pass.
+        quadratic: the quadratic map, if one was asked for and enough matches agree.
     """
 
     accepted: bool
@@ -40,6 +44,18 @@ class Alignment:
     reference_points: Float[np.ndarray, "n 2"] = field(default_factory=lambda: np.zeros((0, 2)))
     inliers: Bool[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0, dtype=bool))
     passes: tuple[int, ...] = ()
+    quadratic: Quadratic | None = None
+
+    def to_reference(self, points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
+        """Where places (x, y) of the query are in the reference, in full size, by the best map there is.
+
+        Raises: ValueError if there is none.
+        """
+        if self.quadratic is not None:
+            return self.quadratic.points(points)
+        if self.homography is None:
+            raise ValueError(f"the photographs are not aligned: {self.reason}")
+        return apply_homography(self.homography, points)
 
 
 def align(
@@ -53,8 +69,9 @@ def align(
     method: Method = "ransac",
     threshold: float = 5.0,
     refine: bool = True,
+    model: Model = "homography",
 ) -> Alignment:
-    """The homography from one photograph of an eye to another.
+    """The map from one photograph of an eye to another.
 
     Args:
         extract: finds keypoints and describes them: `sift()`, the default, or `learned(network)`.
@@ -62,12 +79,15 @@ def align(
         ratio, mutual: as for `match`.
         method, threshold: as for `estimate_homography`, in pixels of the small images.
         refine: lay the query onto the reference, find and match once more, and go on from there.
+        model: "quadratic" also fits a quadratic map to the matches, which follows the curved back of an eye.
 
     It is accepted if enough matches of the last pass agree, and the map is one that two photographs of one eye can
     have: neither mirrored, nor much larger or smaller, nor bent over.
 
     Source: SuperRetina's `Predictor`; the count that is enough, Brown and Lowe 2007, doi:10.1007/s11263-006-0002-3.
     """
+    if model not in ("homography", "quadratic"):
+        raise ValueError(f"model must be homography or quadratic; got {model!r}.")
     small = [preprocess(photo, size=size) for photo in (query, reference)]
     pair = _Pair(small[1], extract or sift(), ratio, mutual, method, threshold)
     try:
@@ -84,8 +104,23 @@ def align(
     full = [full_from_working(photo, image) for photo, image in zip((query, reference), small, strict=True)]
     matrix = full[1] @ found.fit.matrix @ np.linalg.inv(full[0])
     places = [apply_homography(m, points) for m, points in zip(full, (found.query, found.reference), strict=True)]
-    known = {"query_points": places[0], "reference_points": places[1], "inliers": found.fit.inliers}
-    return Alignment(not doubt, doubt, None if doubt else matrix / matrix[2, 2], passes=tuple(passes), **known)
+    told = None if doubt else matrix / matrix[2, 2]
+    aligned = Alignment(not doubt, doubt, told, places[0], places[1], found.fit.inliers, tuple(passes))
+    return _bent(aligned, threshold * full[1][0, 0]) if model == "quadratic" and not doubt else aligned
+
+
+def _bent(aligned: Alignment, threshold: float) -> Alignment:
+    """With a quadratic map as well, if enough matches agree with it."""
+    assert aligned.homography is not None
+    try:
+        fitted, inliers = estimate_quadratic(
+            aligned.query_points, aligned.reference_points, aligned.homography, threshold=threshold
+        )
+    except ValueError:
+        return aligned
+    if int(inliers.sum()) < max(ENOUGH, 0.9 * int(aligned.inliers.sum())):
+        return aligned
+    return replace(aligned, quadratic=fitted, inliers=inliers)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,8 @@ class SuperRetina(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, images: Float[Tensor, "b 1 h w"]) -> Seen:
         """Raises: ValueError for sides that are no multiples of 8, or below 32."""

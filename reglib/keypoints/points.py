@@ -37,17 +37,22 @@ Extractor = Callable[[Float[Tensor, "1 1 h w"]], Keypoints]  # of what `preproce
 # -- where --------------------------------------------------------------------------------------------------------
 def suppress(probability: Float[Tensor, "b 1 h w"], radius: int, threshold: float) -> Bool[Tensor, "b 1 h w"]:
     """Which pixels above `threshold` are the largest within `radius` along both axes; of equal ones, the first."""
-    window: dict[str, Any] = {"kernel_size": 2 * radius + 1, "stride": 1, "padding": radius}
-    waiting = (functional.max_pool2d(probability, **window) == probability) & (probability > threshold)
+    waiting = (_largest(probability, radius) == probability) & (probability > threshold)
     kept = torch.zeros_like(waiting)
     count = probability.shape[-1] * probability.shape[-2]
     first = torch.arange(count, 0, -1, dtype=torch.float64, device=probability.device)
     while bool(waiting.any()):  # once, unless equal ones are so many that they hide each other
         order = torch.where(waiting, first.view(1, 1, *probability.shape[-2:]), 0.0)
-        chosen = waiting & (functional.max_pool2d(order, **window) == order)
+        chosen = waiting & (_largest(order, radius) == order)
         kept |= chosen
-        waiting &= functional.max_pool2d(chosen.double(), **window) == 0
+        waiting &= _largest(chosen.double(), radius) == 0
     return kept
+
+
+def _largest(values: Float[Tensor, "b 1 h w"], radius: int) -> Float[Tensor, "b 1 h w"]:
+    """The largest value within a radius of each pixel, along one axis and then along the other."""
+    along = functional.max_pool2d(values, (1, 2 * radius + 1), stride=1, padding=(0, radius))
+    return functional.max_pool2d(along, (2 * radius + 1, 1), stride=1, padding=(radius, 0))
 
 
 def detect(

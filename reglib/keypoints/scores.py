@@ -19,7 +19,6 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from .alignment import Alignment, align
-from .homography import apply_homography
 from .photos import Photo, load_photo
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def score_pair(pair: Control, found: Alignment) -> PairScore:
     inliers = int(found.inliers.sum())
     if found.homography is None:
         return PairScore(pair.pair, pair.category, "failed", FAILED_ERROR, FAILED_ERROR, FAILED_ERROR, inliers)
-    moved = apply_homography(found.homography, pair.query_points)
+    moved = found.to_reference(pair.query_points)
     errors = np.linalg.norm(moved - pair.reference_points, axis=1)
     errors = np.where(np.isfinite(errors), errors, FAILED_ERROR)
     middle, largest = float(np.median(errors)), float(errors.max())
