@@ -155,6 +155,26 @@ def test_only_what_is_found_again_and_described_alike_counts():
     assert {tuple(p) for p in moved.long().tolist()} <= set(places)
 
 
+# -- squares of photographs ---------------------------------------------------------------------------------------
+def test_squares_hold_the_pixels_and_labels_of_their_place(lessons):
+    """A pixel's value tells where it is."""
+    rows, columns = torch.meshgrid(torch.arange(96.0), torch.arange(128.0), indexing="ij")
+    whole = Lesson("eye", (1000 * rows + columns)[None], torch.tensor([[20.0, 30.0], [100.0, 70.0], [64.0, 48.0]]))
+    cut = keypoints.cut_lessons([whole, Lesson("bare", whole.image)], size=64, count=5, seed=1)
+    assert [lesson.points is None for lesson in cut] == 5 * [False] + 5 * [True]
+    assert len({lesson.name for lesson in cut}) == 10
+    seen = 0
+    for lesson in cut[:5]:
+        assert lesson.image.shape == (1, 64, 64)
+        for x, y in lesson.points.long().tolist():
+            value = float(lesson.image[0, y, x])
+            assert [value % 1000, value // 1000] in whole.points.tolist()
+            seen += 1
+    assert seen >= 5
+    with pytest.raises(ValueError, match="multiple of 8, at most the 96 pixels of eye; got 100"):
+        keypoints.cut_lessons([whole], size=100, count=1)
+
+
 # -- losses -------------------------------------------------------------------------------------------------------
 def test_pooled_dice_by_hand():
     prediction, target = torch.tensor([[0.5, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, 1.0], [0.0, 0.0]])

@@ -267,8 +267,6 @@ def test_a_quadratic_alignment_is_nearer_to_the_truth_than_a_homography(monkeypa
     assert np.array_equal(few.to_reference(truth), flat.to_reference(truth))
     with pytest.raises(ValueError, match="not aligned: no"):
         keypoints.Alignment(False, "no.", None).to_reference(truth)
-    with pytest.raises(ValueError, match="homography or quadratic; got 'cubic'"):
-        keypoints.align(eye.query, eye.reference, model="cubic")
 
 
 def test_a_quadratic_map_follows_what_a_homography_cannot():

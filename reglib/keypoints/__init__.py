@@ -9,7 +9,7 @@ it together, `scores` judges, `learning` teaches the network.
 
 from .alignment import Alignment, align
 from .homography import Quadratic, apply_homography, estimate_homography, estimate_quadratic
-from .learning import Lesson, Plan, Views, load_lessons, train_keypoints
+from .learning import Lesson, Plan, Views, cut_lessons, load_lessons, train_keypoints
 from .network import Seen, SuperRetina, export_onnx, load_superretina
 from .photos import Photo, checkered, full_from_working, load_photo, preprocess, warp_photo
 from .points import Extractor, Keypoints, describe, detect, learned, match, sift
@@ -42,6 +42,7 @@ __all__ = [
     "align",
     "apply_homography",
     "checkered",
+    "cut_lessons",
     "describe",
     "detect",
     "estimate_homography",

@@ -21,6 +21,7 @@ GROWTH = (0.2, 5.0)  # of areas, from one photograph of an eye to another
 BENT = 2.5  # how unlike the growth at the corners may be
 ENOUGH = 30  # inliers for a quadratic map, which fewer would bend at will
 Model = Literal["homography", "quadratic"]
+MODELS: tuple[Model, ...] = ("homography", "quadratic")
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def align(
 
     Source: SuperRetina's `Predictor`; the count that is enough, Brown and Lowe 2007, doi:10.1007/s11263-006-0002-3.
     """
-    if model not in ("homography", "quadratic"):
-        raise ValueError(f"model must be homography or quadratic; got {model!r}.")
+    if model not in MODELS:
+        raise ValueError(f"model must be {' or '.join(MODELS)}; got {model!r}.")
     small = [preprocess(photo, size=size) for photo in (query, reference)]
     pair = _Pair(small[1], extract or sift(), ratio, mutual, method, threshold)
     try:

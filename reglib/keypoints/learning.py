@@ -26,7 +26,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from .. import field, io
-from .network import Seen, SuperRetina
+from .network import STRIDE, Seen, SuperRetina
 from .photos import load_photo, preprocess
 from .points import describe, detect, suppress
 
@@ -151,6 +151,32 @@ def _lesson(picture: Path, annotation: Path | None, size: int | tuple[int, int])
         raise ValueError(f"{annotation}: x and y must be from 0 to 1; they are {shares.min():g} to {shares.max():g}.")
     sides = torch.tensor([image.shape[2], image.shape[1]], dtype=torch.float32)
     return Lesson(picture.stem, image, torch.from_numpy(shares).float() * sides - 0.5)
+
+
+def cut_lessons(lessons: Sequence[Lesson], *, size: int, count: int, seed: int = 0) -> list[Lesson]:
+    """So many squares of each photograph, `size` pixels wide, at places drawn by lot, with the labels inside.
+
+    A step on a few squares of many photographs teaches as much as one on a whole photograph, and takes less time.
+
+    Raises: ValueError for squares larger than a photograph, or sides that are no multiples of 8.
+    """
+    rng = np.random.default_rng([seed, 83])
+    cut = []
+    for lesson in lessons:
+        height, width = lesson.image.shape[1:]
+        if size % STRIDE or not 0 < size <= min(height, width):
+            raise ValueError(
+                f"size must be a multiple of {STRIDE}, at most the {min(height, width)} pixels of {lesson.name}; got "
+                f"{size}."
+            )
+        for k in range(count):
+            x, y = (int(rng.integers(0, side - size + 1)) for side in (width, height))
+            points = lesson.points
+            if points is not None:
+                moved_there = points - torch.tensor([x, y])
+                points = moved_there[((moved_there > -0.5) & (moved_there < size - 0.5)).all(1)]
+            cut.append(Lesson(f"{lesson.name}_{k}", lesson.image[:, y : y + size, x : x + size].contiguous(), points))
+    return cut
 
 
 def label_of(points: Float[Tensor, "n 2"], shape: Sequence[int]) -> Bool[Tensor, "h w"]:
