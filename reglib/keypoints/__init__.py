@@ -11,7 +11,7 @@ from .alignment import Alignment, align
 from .homography import Quadratic, apply_homography, estimate_homography, estimate_quadratic
 from .learning import Lesson, Plan, Views, cut_lessons, load_lessons, train_keypoints
 from .network import Seen, SuperRetina, export_onnx, load_superretina
-from .photos import Photo, checkered, full_from_working, load_photo, preprocess, warp_photo
+from .photos import Photo, checkered, field_of_view, full_from_working, load_photo, preprocess, warp_photo
 from .points import Extractor, Keypoints, describe, detect, learned, match, sift
 from .scores import (
     FireScores,
@@ -48,6 +48,7 @@ __all__ = [
     "estimate_homography",
     "estimate_quadratic",
     "export_onnx",
+    "field_of_view",
     "fire_pairs",
     "fire_scores",
     "full_from_working",

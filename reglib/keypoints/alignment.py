@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import dataclasses
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .homography import Fit, Method, Quadratic, apply_homography, estimate_homography, estimate_quadratic
-from .photos import Photo, full_from_working, preprocess
+from .photos import Photo, field_of_view, full_from_working, preprocess
 from .points import Extractor, Keypoints, match, sift
 
 # A match by chance agrees with a wrong map now and then: so many must agree, and so large a share of those in sight.
@@ -41,9 +42,9 @@ class Alignment:
     accepted: bool
     reason: str
     homography: Float[np.ndarray, "3 3"] | None
-    query_points: Float[np.ndarray, "n 2"] = field(default_factory=lambda: np.zeros((0, 2)))
-    reference_points: Float[np.ndarray, "n 2"] = field(default_factory=lambda: np.zeros((0, 2)))
-    inliers: Bool[np.ndarray, " n"] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    query_points: Float[np.ndarray, "n 2"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
+    reference_points: Float[np.ndarray, "n 2"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
+    inliers: Bool[np.ndarray, " n"] = dataclasses.field(default_factory=lambda: np.zeros(0, dtype=bool))
     passes: tuple[int, ...] = ()
     quadratic: Quadratic | None = None
 
@@ -82,22 +83,27 @@ def align(
         refine: lay the query onto the reference, find and match once more, and go on from there.
         model: "quadratic" also fits a quadratic map to the matches, which follows the curved back of an eye.
 
-    It is accepted if enough matches of the last pass agree, and the map is one that two photographs of one eye can
-    have: neither mirrored, nor much larger or smaller, nor bent over.
+    Keypoints along the rim of a round field of view are left out: they belong to the camera. The map is accepted if
+    enough matches of the last pass agree, and it is one that two photographs of one eye can have: neither mirrored, nor
+    much larger or smaller, nor bent over.
 
     Source: SuperRetina's `Predictor`; the count that is enough, Brown and Lowe 2007, doi:10.1007/s11263-006-0002-3.
     """
     if model not in MODELS:
         raise ValueError(f"model must be {' or '.join(MODELS)}; got {model!r}.")
     small = [preprocess(photo, size=size) for photo in (query, reference)]
-    pair = _Pair(small[1], extract or sift(), ratio, mutual, method, threshold)
+    fields = [field_of_view(photo, image.shape) for photo, image in zip((query, reference), small, strict=True)]
+    pair = _Pair(small[1], fields[1], extract or sift(), ratio, mutual, method, threshold)
     try:
-        found = pair.fitted(small[0], np.eye(3))
+        found = pair.fitted(small[0], fields[0], np.eye(3))
         passes = [int(found.fit.inliers.sum())]
         if refine and _doubt(found, small) == "":
             shape = small[1].shape[-1], small[1].shape[-2]
-            laid = cv2.warpPerspective(small[0][0, 0].numpy(), found.fit.matrix, shape)
-            found = pair.fitted(torch.from_numpy(laid)[None, None], found.fit.matrix)
+            laid, seen = (
+                cv2.warpPerspective(x, found.fit.matrix, shape)
+                for x in (small[0][0, 0].numpy(), fields[0].astype(np.uint8))
+            )
+            found = pair.fitted(torch.from_numpy(laid)[None, None], seen > 0, found.fit.matrix)
             passes.append(int(found.fit.inliers.sum()))
     except ValueError as error:
         return Alignment(False, str(error), None)
@@ -138,6 +144,7 @@ class _Pair:
     """A reference that queries are matched to."""
 
     reference: Tensor
+    field: np.ndarray
     extract: Extractor
     ratio: float
     mutual: bool
@@ -145,19 +152,28 @@ class _Pair:
     threshold: float
     _known: Keypoints | None = None
 
-    def fitted(self, query: Tensor, before: np.ndarray) -> _Found:
-        """The map of a query that was laid there by `before`; together with it.
+    def fitted(self, query: Tensor, field: np.ndarray, before: np.ndarray) -> _Found:
+        """The map of a query that was laid there by `before`; together with it. What is looked at lies in its field.
 
         Raises: ValueError if there is none.
         """
         if self._known is None:
-            self._known = self.extract(self.reference)
-        seen = self.extract(query)
+            self._known = _inside(self.extract(self.reference), self.field)
+        seen = _inside(self.extract(query), field)
         pairs = match(seen.descriptors, self._known.descriptors, ratio=self.ratio, mutual=self.mutual)
         own, other = seen.points[pairs[:, 0]].numpy(), self._known.points[pairs[:, 1]].numpy()
         fit = estimate_homography(own, other, method=self.method, threshold=self.threshold)
         back = apply_homography(np.linalg.inv(before), own)
         return _Found(Fit(fit.matrix @ before, fit.inliers), back, other.astype(float))
+
+
+def _inside(found: Keypoints, field: np.ndarray) -> Keypoints:
+    """Those in the field of view."""
+    at = found.points.round().long()
+    last = torch.tensor([field.shape[1], field.shape[0]]) - 1
+    x, y = torch.minimum(at.cpu().clamp(min=0), last).unbind(1)
+    kept = torch.from_numpy(field)[y, x].to(found.points.device)
+    return Keypoints(found.points[kept], found.scores[kept], found.descriptors[kept])
 
 
 def _doubt(found: _Found, small: list[Tensor]) -> str:

@@ -13,11 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 Photo = Shaped[np.ndarray, "_h _w 3"]
 SMALLEST = 64  # pixels along the shorter side
+HOLE = 15  # pixels across, of a dark spot that is no surround
+DARK = 0.12  # share of the bright parts' value that the surround is below
 
 
 def load_photo(path: str | os.PathLike[str]) -> Photo:
@@ -79,6 +81,22 @@ def preprocess(
     shrinks = height * width < lifted.size
     small = cv2.resize(lifted, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return torch.from_numpy(small).float().div(255)[None, None]
+
+
+def field_of_view(photo: Photo, shape: Sequence[int], *, margin: int = 10) -> Bool[np.ndarray, "h w"]:
+    """Where a camera with a dark surround sees the eye: pixels of a preprocessed image (h, w) that are well inside.
+
+    What lies along the rim belongs to the camera, and would be at the same place of every photograph.
+
+    Args: margin: pixels from the rim.
+    """
+    small = cv2.resize(photo.max(2), (shape[-1], shape[-2]), interpolation=cv2.INTER_AREA).astype(np.float32)
+    bright = cv2.GaussianBlur(small, (0, 0), 1.0) > DARK * np.percentile(small, 95)
+    framed = np.pad(bright.astype(np.uint8), HOLE)
+    closed = cv2.morphologyEx(framed, cv2.MORPH_CLOSE, np.ones((HOLE, HOLE), np.uint8))[HOLE:-HOLE, HOLE:-HOLE]
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
+    inside = cv2.erode(closed, disc, borderValue=1)  # what leaves the picture has no rim there
+    return inside.astype(bool)
 
 
 def working_size(photo: Photo, size: int | tuple[int, int]) -> tuple[int, int]:
