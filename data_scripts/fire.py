@@ -15,7 +15,7 @@ from .arranging import found
 from .script import SEED, Source, run
 from .standins import note
 
-COUNTS = {"S": 4, "P": 3, "A": 2}
+COUNTS = {"S": 3, "P": 2, "A": 2}
 SIZE = 1456  # pixels, half of FIRE's: errors in pixels are half as large
 POINTS = 10  # control points of a pair, at branchings that both photographs show
 

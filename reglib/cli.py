@@ -530,6 +530,45 @@ def evaluate_photographs(
     print(out)
 
 
+@retina_app.command("train")
+def train_detector(
+    folder: Annotated[Path, typer.Argument(help="With ImageData/ and Annotations/NAME.txt, x and y from 0 to 1.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of detector.pt, history.csv and growth.png.")],
+    epochs: Annotated[int, typer.Option(min=1, help="How many in all.")] = 150,
+    auxiliary: Annotated[Path | None, typer.Option(help="A folder of photographs without labels.")] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="A quarter of the channels, for a machine without GPU.")
+    ] = False,
+    size: SizeOption = 768,
+    squares: Annotated[int, typer.Option(min=0, help="Learn from so many squares of each; 0: whole ones.")] = 0,
+    square: Annotated[int, typer.Option(min=32, help="Pixels along the sides of a square.")] = 256,
+    lr: Annotated[float, typer.Option(help="Adam's rate.")] = 1e-4,
+    agree: Annotated[
+        float, typer.Option(min=0.0, help="Weight of two views' agreement; nothing found agrees too.")
+    ] = 1.0,
+    expands_from: Annotated[int, typer.Option(min=0, help="The first epoch in which labels grow.")] = 0,
+    seed: int = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do not go on from OUT/detector.pt.")] = False,
+    device: Annotated[Device, typer.Option()] = Device.auto,
+    threads: Threads = None,
+) -> None:
+    """Teach SuperRetina from the labelled photographs of FOLDER; a stopped run goes on."""
+    import torch
+
+    from . import keypoints, retina
+
+    chosen = _device(device, threads)
+    torch.manual_seed(seed)
+    network = keypoints.SuperRetina((16, 16, 32, 32), 64) if small else keypoints.SuperRetina()
+    plan = keypoints.Plan(lr=lr, agree=agree, expands_from=expands_from)
+    how: dict[str, Any] = {"size": size, "squares": squares, "square": square, "seed": seed, "resume": not fresh}
+    how |= {"epochs": epochs, "auxiliary": auxiliary, "progress": sys.stderr.isatty()}
+    last = retina.train_folder(folder, out, network.to(chosen), plan, **how)
+    for name, value in last.items():
+        print(f"{name:>20}  {value:.4g}")
+    print(out)
+
+
 @retina_app.command("export")
 def export_network(
     checkpoint: Annotated[Path, typer.Argument(help="Of SuperRetina.")],

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import io, keypoints
@@ -18,6 +21,7 @@ from .keypoints import Alignment, Photo
 SHOWN = 1200  # pixels along the longer side of pictures that are for looking
 WRITTEN = ("homography.txt", "warped.png", "result.png", "checkerboard.png", "match_result.png")
 PAIRS = "pair_index.txt"  # of VARIA: query, reference, 1 for one eye and 0 for two, a line each
+TOLD, ADDED = (255, 225, 0), (25, 195, 255)
 INLIER, OUTLIER = (90, 230, 90), (240, 80, 80)
 
 
@@ -98,6 +102,67 @@ def _matches(photos: tuple[Photo, Photo], found: Alignment) -> np.ndarray:
             at, to = a.round().astype(int).tolist(), b.round().astype(int).tolist()
             cv2.line(canvas, at, to, INLIER if agrees else OUTLIER, 1, cv2.LINE_AA)
     return canvas
+
+
+# -- a detector ---------------------------------------------------------------------------------------------------
+def train_folder(
+    folder: Path,
+    out: Path,
+    network: keypoints.SuperRetina,
+    plan: keypoints.Plan,
+    *,
+    epochs: int,
+    auxiliary: Path | None = None,
+    size: int = 768,
+    squares: int = 0,
+    square: int = 256,
+    seed: int = 0,
+    resume: bool = True,
+    progress: bool = True,
+) -> dict[str, float]:
+    """Teach a network the labelled photographs of a folder; writes detector.pt, history.csv and growth.png.
+
+    Args: squares: how many to cut out of each photograph, `square` pixels wide; 0 learns from whole ones.
+
+    Returns: the last epoch's losses and labels.
+    """
+    split = "train.txt" if (folder / "ImageSets" / "train.txt").is_file() else None
+    lessons = keypoints.load_lessons(folder, split=split, auxiliary=auxiliary, size=(size, size))
+    if squares:
+        lessons = keypoints.cut_lessons(lessons, size=square, count=squares, seed=seed)
+    shown = max((lesson for lesson in lessons if lesson.points is not None), key=_labels, default=lessons[0])
+    stages: list[np.ndarray] = []
+
+    def watch(epoch: int, labels: Mapping[str, Tensor]) -> None:
+        stages.append(_ringed(shown, labels, epoch))
+        _write(out / "growth.png", np.hstack([stages[k] for k in _spread(len(stages))]))
+
+    how: dict[str, Any] = {"seed": seed, "resume": resume, "progress": progress, "watch": watch}
+    history = keypoints.train_keypoints(network, lessons, epochs=epochs, plan=plan, out=out, **how)
+    return dict(history.records[-1])
+
+
+def _labels(lesson: keypoints.Lesson) -> int:
+    return 0 if lesson.points is None else len(lesson.points)
+
+
+def _spread(count: int) -> list[int]:
+    """Up to four of so many stages, the first and the last among them."""
+    return sorted({round(k) for k in np.linspace(0, count - 1, 4)})
+
+
+def _ringed(lesson: keypoints.Lesson, labels: Mapping[str, Tensor], epoch: int) -> np.ndarray:
+    """A photograph with its keypoints after an epoch: those that were told, and the others."""
+    gray = (lesson.image[0].clamp(0, 1) * 150).byte().cpu().numpy()
+    picture = np.ascontiguousarray(np.repeat(gray[..., None], 3, axis=2))
+    told = lesson.points if lesson.points is not None else torch.zeros(0, 2)
+    now = labels.get(lesson.name, told).cpu()
+    apart = torch.cdist(now, told).amin(1) if len(told) and len(now) else torch.full((len(now),), math.inf)
+    for points, color in ((now[apart > 1.0], ADDED), (told, TOLD)):
+        for x, y in points.round().int().tolist():
+            cv2.circle(picture, (x, y), 5, color, 1, cv2.LINE_AA)
+    cv2.putText(picture, f"{epoch}", (8, 24), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 1, cv2.LINE_AA)
+    return picture
 
 
 # -- a test set ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Teaching a detector of keypoints: each rule by hand, and that a training learns, grows its labels, and goes on."""
 
 import csv
+import shutil
 
 import cv2
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from helpers import largest
 
-from reglib import keypoints, phantoms
+from reglib import cli, keypoints, phantoms
 from reglib.keypoints import learning
 from reglib.keypoints.learning import Lesson, Plan, Views
 
@@ -239,3 +240,36 @@ def test_what_nothing_can_be_learned_from(lessons):
         keypoints.train_keypoints(fresh(), [*lessons, other], epochs=1)
     with pytest.raises(ValueError, match="name of its own"):
         keypoints.train_keypoints(fresh(), [lessons[0], lessons[0]], epochs=1)
+
+
+# -- the command line ---------------------------------------------------------------------------------------------
+def test_retina_train_learns_from_a_folder_goes_on_and_serves_align(tmp_path, capsys):
+    """Two labelled eyes and an unlabelled one; the picture grows with the epochs, and a second run adds one."""
+    (tmp_path / "Lab" / "ImageData").mkdir(parents=True)
+    (tmp_path / "Lab" / "Annotations").mkdir()
+    (tmp_path / "Auxiliary").mkdir()
+    for k in range(3):
+        pair = phantoms.retina_pair(k, size=128)
+        where = tmp_path / ("Auxiliary" if k == 2 else "Lab/ImageData") / f"eye{k}.png"
+        cv2.imwrite(str(where), pair.query[..., ::-1])
+        if k < 2:
+            np.savetxt(tmp_path / "Lab" / "Annotations" / f"eye{k}.txt", (pair.query_branchings + 0.5) / 128)
+    out = tmp_path / "out"
+    words = ["retina", "train", str(tmp_path / "Lab"), "-o", str(out), "--auxiliary", str(tmp_path / "Auxiliary")]
+    words += ["--small", "--size", "128", "--squares", "2", "--square", "64", "--threads", "1"]
+    assert cli.main([*words, "--epochs", "2"]) == 0
+    assert "keypoints" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"detector.pt", "history.csv", "growth.png"}
+    assert cv2.imread(str(out / "growth.png")).shape == (64, 128, 3)
+    first = (out / "history.csv").read_text().splitlines()
+    assert cli.main([*words, "--epochs", "3"]) == 0
+    lines = (out / "history.csv").read_text().splitlines()
+    assert lines[:3] == first
+    assert len(lines) == 4
+    assert keypoints.load_superretina(out / "detector.pt").convDc.out_channels == 64
+    capsys.readouterr()
+    assert cli.main([*words, "--epochs", "3", "--square", "256", "--fresh"]) == 2
+    assert "size must be a multiple of 8, at most the 128 pixels of eye0; got 256" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "Lab" / "Annotations")
+    assert cli.main([*words, "--epochs", "3"]) == 2
+    assert "no photograph has labelled keypoints" in capsys.readouterr().err

@@ -177,15 +177,14 @@ def _noise(rng: np.random.Generator, cells: int) -> np.ndarray:
 
 def _fundus(rng: np.random.Generator, disc: np.ndarray) -> np.ndarray:
     """A ground of orange with the mottling of the choroid, and a dark fovea."""
-    tint = np.array([190.0, 95.0, 45.0]) * rng.uniform(0.85, 1.1, 3)
+    tint = (np.array([190.0, 95.0, 45.0]) * rng.uniform(0.85, 1.1, 3)).astype(np.float32)
     mottled = np.ones((CANVAS, CANVAS), np.float32)
     for weight, cells in MOTTLE:
         mottled += weight * _noise(rng, cells)
     ground = tint * mottled[..., None]
-    x, y = np.meshgrid(np.linspace(0, 1, CANVAS, dtype=np.float32), np.linspace(0, 1, CANVAS, dtype=np.float32))
-    fovea = disc + FOVEA
-    dark = np.exp(-((x - fovea[0]) ** 2 + (y - fovea[1]) ** 2) / (2 * 0.045**2))
-    return ground * (1 - 0.35 * dark[..., None])
+    line = np.linspace(0, 1, CANVAS)
+    across, down = (np.exp(-((line - at) ** 2) / (2 * 0.045**2)) for at in disc + FOVEA)
+    return ground * (1 - 0.35 * np.outer(down, across)).astype(np.float32)[..., None]
 
 
 def _without_vessels(photo: np.ndarray) -> np.ndarray:
@@ -225,10 +224,10 @@ def _with_vessel(canvas: np.ndarray, vessel: Vessel) -> np.ndarray:
     mask = _stroke(vessel.path, vessel.radius, corner, end)
     part = canvas[corner[1] : end[1], corner[0] : end[0]]
     color = np.array([0.76, 0.60, 0.66]) if vessel.vein else np.array([0.86, 0.71, 0.74])
-    part *= 1 - mask[..., None] * (1 - color)
+    part *= 1 - mask[..., None] * (1 - color.astype(np.float32))
     if not vessel.vein:
         gleam = _stroke(vessel.path, 0.3 * vessel.radius, corner, end)
-        part += gleam[..., None] * np.array([14.0, 11.0, 6.0])
+        part += gleam[..., None] * np.array([14.0, 11.0, 6.0], np.float32)
     return canvas
 
 
