@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 from .widgets import Choice, Click, Control, Number, Slider
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.figure import Figure
-    from PIL.Image import Image
+    from PIL.Image import Image, Quantize
 
 MODES = ("live", "sweep", "static")
 PALETTE = 128  # colors of a stored picture: a third of the bytes
 COLORED = 0.6  # share of them that is not gray, if anything is
+PHOTOGRAPH = 0.4  # share of colored pixels that makes one
+OFTEN, RARE = 0.4, 0.15  # shares of its colors: for what is often in it, and for what is rare
 GRAY = 6  # channels that differ by no more are gray
 STRIP_PIXELS = 1100  # widest stored strip
 LABEL_PIXELS = 30  # above each picture of a strip
@@ -59,7 +62,8 @@ def encode(image: Image, *, colors: int | None = None) -> bytes:
 def _few_colors(image: Image, colors: int) -> Image:
     """The image in a palette of so many colors, in which gray stays gray and a thin line keeps its color.
 
-    A palette by the median cut is after the many pixels of one color and mixes what is rare into gray.
+    A palette by the median cut is after the many pixels of one color and mixes what is rare into gray. A photograph,
+    colored for the most part, needs such a palette all the same, or it falls into bands.
     """
     import numpy as np
     from PIL import Image
@@ -68,11 +72,12 @@ def _few_colors(image: Image, colors: int) -> Image:
     codes, where = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
     own = np.stack([codes >> 16, codes >> 8 & 255, codes & 255], axis=1)  # each color once
     colored = np.ptp(own, axis=1) > GRAY
-    found = np.zeros((0, 3))
-    if colored.any():
-        rare = Image.fromarray(own[colored][None].astype(np.uint8))
-        chosen = rare.quantize(colors=int(COLORED * colors), method=Image.Quantize.MAXCOVERAGE)
-        found = np.reshape(chosen.getpalette() or [], (-1, 3))[: int(COLORED * colors)]
+    pixels = own[where.ravel()]
+    bright = pixels[colored[where.ravel()]]
+    photograph = len(bright) > PHOTOGRAPH * len(pixels)
+    found = _chosen(own[colored], int((RARE if photograph else COLORED) * colors), Image.Quantize.MAXCOVERAGE)
+    if photograph:
+        found = np.concatenate([found, _chosen(bright, int(OFTEN * colors), Image.Quantize.MEDIANCUT)])
     grays = colors - len(found)
     palette = np.concatenate([np.repeat(np.linspace(0, 255, grays).round()[:, None], 3, axis=1), found])
     index = (own.mean(1) * (grays - 1) / 255).round().astype(np.uint8)
@@ -81,6 +86,17 @@ def _few_colors(image: Image, colors: int) -> Image:
     result = Image.fromarray(index[where].reshape(image.size[::-1]))
     result.putpalette(palette.astype(np.uint8).tobytes())
     return result
+
+
+def _chosen(pixels: np.ndarray, colors: int, method: Quantize) -> np.ndarray:
+    """So many colors (n, 3) of pixels (m, 3)."""
+    import numpy as np
+    from PIL import Image
+
+    if not len(pixels):
+        return np.zeros((0, 3))
+    palette = Image.fromarray(pixels[None].astype(np.uint8)).quantize(colors=colors, method=method).getpalette()
+    return np.reshape(palette or [], (-1, 3))[:colors]
 
 
 def display_picture(picture: bytes, caption: str) -> None:
