@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MODES = ("live", "sweep", "static")
 PALETTE = 128  # colors of a stored picture: a third of the bytes
 COLORED = 0.6  # share of them that is not gray, if anything is
-PHOTOGRAPH = 0.4  # share of colored pixels that makes one
+PHOTOGRAPH = 0.25  # share of colored pixels that makes one
 OFTEN, RARE = 0.4, 0.15  # shares of its colors: for what is often in it, and for what is rare
 GRAY = 6  # channels that differ by no more are gray
 STRIP_PIXELS = 1100  # widest stored strip
