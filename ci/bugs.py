@@ -135,3 +135,26 @@ def missing_identity() -> None:
         return [[x - float(j == k) for j, x in enumerate(row)] for k, row in enumerate(right(ddf, a, b))]
 
     replace(field.calculus, "_jacobian_rows", rows)  # what jacobian and jacobian_determinant share
+
+
+@bug(caught_by="80")
+def undivided_homography() -> None:
+    """Forgets that the third number of a homography divides the other two."""
+    from reglib.keypoints import homography
+
+    def apply(right, matrix, points):
+        return points @ matrix[:2, :2].T + matrix[:2, 2]
+
+    replace(homography, "apply_homography", apply)
+
+
+@bug(caught_by="82")
+def exchanged_control_points() -> None:
+    """Takes the columns of a file of control points for query first; they are reference first."""
+    from reglib.keypoints import scores
+
+    def pairs(right, folder):
+        for pair in right(folder):
+            yield pair._replace(query_points=pair.reference_points, reference_points=pair.query_points)
+
+    replace(scores, "fire_pairs", pairs)
