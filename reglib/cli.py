@@ -470,15 +470,23 @@ def _run_script(name: str, out: Path | None, words: list[str]) -> int:
 
 NetworkOption = Annotated[Path | None, typer.Option(help="A checkpoint of SuperRetina, instead of SIFT.")]
 SizeOption = Annotated[int, typer.Option(min=64, help="Pixels along the longer side in which to look.")]
-RatioOption = Annotated[float, typer.Option(min=0.01, max=1.0, help="How much nearer a match than the next best.")]
+RatioOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.01, max=1.0, help="How much nearer a match than the next best; 0.8 for SIFT, 0.9 for a network."
+    ),
+]
 MethodOption = Annotated[Estimator, typer.Option(help="How to choose among matches.")]
 ThresholdOption = Annotated[float, typer.Option(min=0.1, help="Pixels within which a match agrees.")]
 OnePass = Annotated[bool, typer.Option("--one-pass", help="Do not look a second time at what was laid.")]
 
 
-def _how(size: int, ratio: float, method: Estimator, threshold: float, one_pass: bool) -> dict[str, Any]:
+def _how(
+    network: Path | None, size: int, ratio: float | None, method: Estimator, threshold: float, one_pass: bool
+) -> dict[str, Any]:
     """The options that both commands share, as `keypoints.align` names them."""
-    return {"size": size, "ratio": ratio, "method": method.value, "threshold": threshold, "refine": not one_pass}
+    chosen = ratio or (0.8 if network is None else 0.9)
+    return {"size": size, "ratio": chosen, "method": method.value, "threshold": threshold, "refine": not one_pass}
 
 
 @retina_app.command("align")
@@ -488,7 +496,7 @@ def align_photographs(
     out: Out,
     network: NetworkOption = None,
     size: SizeOption = 768,
-    ratio: RatioOption = 0.8,
+    ratio: RatioOption = None,
     method: MethodOption = Estimator.ransac,
     threshold: ThresholdOption = 5.0,
     one_pass: OnePass = False,
@@ -498,7 +506,7 @@ def align_photographs(
     from . import retina
 
     _device(Device.cpu, threads)
-    how = _how(size, ratio, method, threshold, one_pass)
+    how = _how(network, size, ratio, method, threshold, one_pass)
     told = retina.align_files(query, reference, out, retina.aligner(network, **how))
     print(f"{told['inliers']} of {told['matches']} matches agree; {told['seconds']:.2f} s")
     print(out)
@@ -510,7 +518,7 @@ def evaluate_photographs(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of pairs.csv and metrics.json.")] = Path("scores"),
     network: NetworkOption = None,
     size: SizeOption = 768,
-    ratio: RatioOption = 0.8,
+    ratio: RatioOption = None,
     method: MethodOption = Estimator.ransac,
     threshold: ThresholdOption = 5.0,
     one_pass: OnePass = False,
@@ -523,7 +531,7 @@ def evaluate_photographs(
     from . import retina
 
     _device(Device.cpu, threads)
-    how = _how(size, ratio, method, threshold, one_pass) | {"model": model.value}
+    how = _how(network, size, ratio, method, threshold, one_pass) | {"model": model.value}
     told = retina.evaluate_folder(folder, out, retina.aligner(network, **how), progress=sys.stderr.isatty())
     for name, value in told.items():
         print(f"{name:>20}  {value:.4g}")

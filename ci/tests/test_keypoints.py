@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from helpers import largest
 from scipy.interpolate import interp1d
 from scipy.optimize import brentq
 
-from reglib import cli, keypoints, phantoms
+from reglib import cli, keypoints, phantoms, retina
 from reglib.keypoints import alignment, homography, scores
 
 
@@ -549,6 +550,16 @@ def test_a_checkerboard_shows_each_photograph_in_every_other_square(pair):
     assert np.array_equal(seen[96:192, 96:192], laid[96:192, 96:192])
     with pytest.raises(ValueError, match="one shape"):
         keypoints.checkered(laid[:-1], pair.reference)
+
+
+def test_a_network_is_believed_from_another_ratio_on_than_sift(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(retina, "aligner", lambda network, **how: asked.append((network, how["ratio"])))
+    monkeypatch.setattr(retina, "align_files", lambda *_: {"inliers": 1, "matches": 2, "seconds": 0.1})
+    words = ["retina", "align", "a.png", "b.png", "-o", str(tmp_path)]
+    for more in ([], ["--network", "net.pt"], ["--network", "net.pt", "--ratio", "0.7"]):
+        assert cli.main([*words, *more]) == 0
+    assert asked == [(None, 0.8), (Path("net.pt"), 0.9), (Path("net.pt"), 0.7)]
 
 
 # -- eyes ---------------------------------------------------------------------------------------------------------

@@ -653,8 +653,10 @@ def test_an_unknown_bug_is_refused():
 BUG_TEST = """
 import sys, torch
 sys.path.insert(0, {ci!r})
+import tempfile
+from pathlib import Path
 import bugs
-from reglib import field, transforms
+from reglib import field, keypoints, transforms
 from reglib.field import warp_points
 from reglib.grid import Grid
 right = {{name: getattr(field, name) for name in field.__all__}}
@@ -670,10 +672,20 @@ calls = {{
     "jacobian_determinant": (ddf,),
 }}
 def results():
+    torch.manual_seed(1)
     found = {{name: getattr(field, name)(*arguments) for name, arguments in calls.items()}}
     found["convert_ddf"] = field.convert_ddf(ddf, grid, to="world", from_="voxel")
     found["warp_labels"] = field.warp_labels(labels, ddf, method="nearest")
+    tilt = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0.01, 0, 1]]).double().numpy()
+    places = torch.rand(3, 2).double().numpy() + 5
+    found["apply_homography"] = torch.from_numpy(keypoints.apply_homography(tilt, places))
+    (pair,) = keypoints.fire_pairs(fire)
+    found["fire_pairs"] = torch.from_numpy(pair.query_points)
     return found
+fire = Path(tempfile.mkdtemp())
+for name in ("Images/S01_1.jpg", "Images/S01_2.jpg", "Ground Truth/control_points_S01_1_2.txt"):
+    (fire / name).parent.mkdir(exist_ok=True)
+    (fire / name).write_text("1 2 3 4")
 before = results()
 bugs.apply({name!r})
 after = results()
@@ -691,6 +703,8 @@ CHANGED = {
     "points_with_image_direction": ["warp_points"],
     "linear_labels": ["warp_labels"],
     "missing_identity": ["jacobian", "jacobian_determinant"],
+    "undivided_homography": ["apply_homography"],
+    "exchanged_control_points": ["fire_pairs"],
 }
 
 
