@@ -131,11 +131,11 @@ def train_folder(
     if squares:
         lessons = keypoints.cut_lessons(lessons, size=square, count=squares, seed=seed)
     shown = max((lesson for lesson in lessons if lesson.points is not None), key=_labels, default=lessons[0])
-    stages: list[np.ndarray] = []
+    stages: list[tuple[int, Tensor]] = []  # of this run
 
     def watch(epoch: int, labels: Mapping[str, Tensor]) -> None:
-        stages.append(_ringed(shown, labels, epoch))
-        _write(out / "growth.png", np.hstack([stages[k] for k in _spread(len(stages))]))
+        stages.append((epoch, labels[shown.name].cpu()))
+        _write(out / "growth.png", np.hstack([_ringed(shown, *stages[k]) for k in _spread(len(stages))]))
 
     how: dict[str, Any] = {"seed": seed, "resume": resume, "progress": progress, "watch": watch}
     history = keypoints.train_keypoints(network, lessons, epochs=epochs, plan=plan, out=out, **how)
@@ -151,12 +151,11 @@ def _spread(count: int) -> list[int]:
     return sorted({round(k) for k in np.linspace(0, count - 1, 4)})
 
 
-def _ringed(lesson: keypoints.Lesson, labels: Mapping[str, Tensor], epoch: int) -> np.ndarray:
-    """A photograph with its keypoints after an epoch: those that were told, and the others."""
+def _ringed(lesson: keypoints.Lesson, epoch: int, now: Tensor) -> np.ndarray:
+    """A photograph with what its keypoints were after an epoch: those that were told, and the others."""
     gray = (lesson.image[0].clamp(0, 1) * 150).byte().cpu().numpy()
     picture = np.ascontiguousarray(np.repeat(gray[..., None], 3, axis=2))
     told = lesson.points if lesson.points is not None else torch.zeros(0, 2)
-    now = labels.get(lesson.name, told).cpu()
     apart = torch.cdist(now, told).amin(1) if len(told) and len(now) else torch.full((len(now),), math.inf)
     for points, color in ((now[apart > 1.0], ADDED), (told, TOLD)):
         for x, y in points.round().int().tolist():

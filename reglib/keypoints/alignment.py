@@ -161,7 +161,7 @@ class _Pair:
             self._known = _inside(self.extract(self.reference), self.field)
         seen = _inside(self.extract(query), field)
         pairs = match(seen.descriptors, self._known.descriptors, ratio=self.ratio, mutual=self.mutual)
-        own, other = seen.points[pairs[:, 0]].numpy(), self._known.points[pairs[:, 1]].numpy()
+        own, other = (x.points[pairs[:, k]].cpu().numpy() for k, x in enumerate((seen, self._known)))
         fit = estimate_homography(own, other, method=self.method, threshold=self.threshold)
         back = apply_homography(np.linalg.inv(before), own)
         return _Found(Fit(fit.matrix @ before, fit.inliers), back, other.astype(float))
